@@ -1,0 +1,141 @@
+"""The random numbers of YOSO's hash functions, the same in every framework.
+
+Everything is read from one stream of 64-bit words: Philox4x64-10 with the seed as its key, the only kind of stream
+that NumPy promises never to change. PyTorch and TensorFlow receive the arrays and therefore hash alike.
+
+Shape suffixes: N heads, P parts of one fast hash (d // tau hash functions each), D padded head size d.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bertkit.core.errors import InputError
+
+SMALLEST_TRANSFORM = 32
+"""Heads are zero-padded to a power of two, at least this one (what checkpoints were trained with)."""
+
+
+@dataclass(frozen=True)
+class HashLayout:
+    """How the hash functions of one head are cut out of Hadamard transforms.
+
+    Args:
+        padded_dim: size of the transform: a power of two.
+        hashes_per_part: hash functions that one transform yields, `hash_code_len` dimensions each.
+        num_part: transforms, enough for all hash functions.
+    """
+
+    padded_dim: int
+    hashes_per_part: int
+    num_part: int
+
+
+def hash_layout(head_dim: int, num_hash: int, hash_code_len: int) -> HashLayout:
+    """Cut `num_hash` hash functions of `hash_code_len` bits out of Hadamard transforms.
+
+    Args:
+        head_dim: size of a query or key vector.
+        num_hash: hash functions.
+        hash_code_len: bits of a code (tau).
+
+    Raises:
+        InputError: listing every number that is not positive, and a code longer than the transform.
+
+    Example:
+        >>> hash_layout(head_dim=64, num_hash=64, hash_code_len=9)
+        HashLayout(padded_dim=64, hashes_per_part=7, num_part=10)
+    """
+    sizes = {"head_dim": head_dim, "num_hash": num_hash, "hash_code_len": hash_code_len}
+    problems = [f"{name}: got {size}, expected at least 1" for name, size in sizes.items() if size < 1]
+    if problems:
+        raise InputError("impossible hash functions", problems)
+    padded_dim = max(SMALLEST_TRANSFORM, 1 << (head_dim - 1).bit_length())
+    if hash_code_len > padded_dim:
+        raise InputError(
+            "impossible hash functions",
+            [f"hash_code_len: got {hash_code_len}, expected at most {padded_dim} for head_dim {head_dim}"],
+            "Use shorter codes, or Gaussian projections (use_fast_hash=False).",
+        )
+    hashes_per_part = padded_dim // hash_code_len
+    return HashLayout(padded_dim, hashes_per_part, math.ceil(num_hash / hashes_per_part))
+
+
+def random_signs(
+    seed: int, num_heads: int, head_dim: int, num_hash: int, hash_code_len: int
+) -> NDArray[np.int8]:
+    """Draw the three random sign diagonals of `fast_hash`.
+
+    Element i of the array (in C order) is bit i of the stream, lowest bit of a word first: 1 is +1, 0 is -1.
+
+    Args:
+        seed: any non-negative integer below 2**128.
+        num_heads: attention heads; each has hash functions of its own.
+        head_dim: size of a query or key vector.
+        num_hash: hash functions.
+        hash_code_len: bits of a code.
+
+    Returns:
+        `[num_heads, 3, num_part, padded_dim]`, +1 or -1.
+
+    Raises:
+        InputError: the numbers do not make a hash function (see `hash_layout`), or the seed is out of range.
+
+    Example:
+        >>> random_signs(seed=0, num_heads=12, head_dim=64, num_hash=64, hash_code_len=9).shape
+        (12, 3, 10, 64)
+    """
+    layout = hash_layout(head_dim, num_hash, hash_code_len)
+    shape = (num_heads, 3, layout.num_part, layout.padded_dim)
+    count = math.prod(shape)
+    words = _words(seed, math.ceil(count / 64)).astype("<u8", copy=False)
+    bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
+    return (2 * bits.astype(np.int8) - 1).reshape(shape)
+
+
+def random_projections(
+    seed: int, num_heads: int, head_dim: int, num_hash: int, hash_code_len: int
+) -> NDArray[np.float32]:
+    """Draw the Gaussian projections of `gaussian_hash`.
+
+    Words 2i and 2i + 1 of the stream give normal numbers 2i and 2i + 1 (in C order) by the Box-Muller transform of
+    their upper 53 bits, in float64, rounded to float32.
+
+    Args:
+        seed: any non-negative integer below 2**128.
+        num_heads: attention heads; each has hash functions of its own.
+        head_dim: size of a query or key vector.
+        num_hash: hash functions.
+        hash_code_len: bits of a code.
+
+    Returns:
+        `[num_heads, head_dim, num_hash * hash_code_len]`, standard normal.
+
+    Raises:
+        InputError: a size is not positive, or the seed is out of range.
+
+    Example:
+        >>> random_projections(seed=0, num_heads=2, head_dim=64, num_hash=5, hash_code_len=9).shape
+        (2, 64, 45)
+    """
+    sizes = {"head_dim": head_dim, "num_hash": num_hash, "hash_code_len": hash_code_len}
+    problems = [f"{name}: got {size}, expected at least 1" for name, size in sizes.items() if size < 1]
+    if problems:
+        raise InputError("impossible hash functions", problems)
+    shape = (num_heads, head_dim, num_hash * hash_code_len)
+    count = math.prod(shape)
+    uniform = (_words(seed, count + count % 2) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log1p(-uniform[0::2]))
+    angle = 2.0 * np.pi * uniform[1::2]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    return normal[:count].reshape(shape).astype(np.float32)
+
+
+def _words(seed: int, count: int) -> NDArray[np.uint64]:
+    if not 0 <= seed < 1 << 128:
+        raise InputError("impossible hash functions", [f"seed: got {seed}, expected at least 0 and below 2**128"])
+    return np.random.Philox(key=seed).random_raw(count)
