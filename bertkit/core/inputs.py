@@ -1,0 +1,78 @@
+"""Checks of what a model is called with: one error that lists everything that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bertkit.core.errors import InputError
+
+Shape = Sequence[int | None]
+"""A shape whose unknown dimensions (inside a traced TensorFlow graph) are None."""
+
+
+def check_shapes(config: Any, shapes: Mapping[str, Shape], *, embedding_width: int, max_tokens: int, past: int = 0) -> None:
+    """Check the shapes of a call's inputs against each other and against the configuration.
+
+    Args:
+        config: the model's configuration, for the error message.
+        shapes: shape by argument name, of the inputs that were given.
+        embedding_width: width of `inputs_embeds`.
+        max_tokens: longest sequence, the cached tokens included.
+        past: number of cached tokens.
+
+    Raises:
+        InputError: listing every problem.
+    """
+    problems = []
+    if ("input_ids" in shapes) == ("inputs_embeds" in shapes):
+        given = "both" if "input_ids" in shapes else "neither"
+        problems.append(f"input_ids, inputs_embeds: got {given}, expected exactly one of them")
+    expected = {"input_ids": 2, "inputs_embeds": 3, "token_type_ids": 2, "position_ids": 2}
+    for name, rank in expected.items():
+        if name in shapes and len(shapes[name]) != rank:
+            problems.append(f"{name}: got shape {_show(shapes[name])}, expected {rank} dimensions "
+                            f"[batch, length{', width' if rank == 3 else ''}]")
+    main = shapes.get("input_ids", shapes.get("inputs_embeds"))
+    if main is not None and len(main) >= 2 and not problems:
+        problems += _against_main(main[0], main[1], shapes, past)
+        if "inputs_embeds" in shapes and shapes["inputs_embeds"][2] not in (None, embedding_width):
+            problems.append(f"inputs_embeds: got width {shapes['inputs_embeds'][2]}, expected {embedding_width}")
+        if main[1] is not None and past + main[1] > max_tokens and "position_ids" not in shapes:
+            problems.append(f"sequence length: got {past + main[1]} tokens, this {type(config).__name__} takes at most "
+                            f"{max_tokens} (max_position_embeddings={config.max_position_embeddings}); truncate the text")
+    if problems:
+        raise InputError("the model's inputs do not fit", problems)
+
+
+def _against_main(batch: int | None, length: int | None, shapes: Mapping[str, Shape], past: int) -> list[str]:
+    total = None if length is None else length + past
+    fits = {
+        "token_type_ids": [(batch, length), (1, length)],
+        "position_ids": [(batch, length), (1, length)],
+        "attention_mask": [(batch, total), (batch, length, total), (batch, 1, length, total), (batch, None, length, total)],
+    }
+    return [
+        f"{name}: got shape {_show(shapes[name])}, expected {' or '.join(_show(s) for s in allowed[:2])}"
+        for name, allowed in fits.items()
+        if name in shapes and not any(_same(shapes[name], shape) for shape in allowed)
+    ]
+
+
+def _same(got: Shape, expected: Shape) -> bool:
+    return len(got) == len(expected) and all(g == e or g is None or e is None for g, e in zip(got, expected, strict=True))
+
+
+def _show(shape: Shape) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def check_range(name: str, lowest: int, highest: int, rows: int) -> None:
+    """Check that indices lie inside a table.
+
+    Raises:
+        InputError: with the offending values.
+    """
+    if lowest < 0 or highest >= rows:
+        raise InputError(f"{name}: got values from {lowest} to {highest}, expected 0 to {rows - 1}",
+                         remedy="Does the tokenizer belong to this model?")

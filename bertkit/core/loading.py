@@ -1,0 +1,188 @@
+"""Which tensor of a checkpoint goes where: old names, prefixes, ties, and one complete error when it does not fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from bertkit.core.errors import CheckpointError
+from bertkit.core.spec import Param, Variant
+
+OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that data-parallel and compiled modules put before every name."""
+
+
+class Tensors(Protocol):
+    """What a checkpoint offers: names, shapes, and arrays on demand."""
+
+    def names(self) -> Iterable[str]: ...
+    def info(self, name: str) -> Any: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+@dataclass
+class LoadPlan:
+    """Where each tensor of a model comes from.
+
+    Args:
+        sources: name in the file by canonical name; each tensor of a group of ties appears once.
+        missing: canonical names that the file lacks and that get initial values.
+        unexpected: names in the file that the model does not take.
+        mismatched: `(name, shape in the file, shape in the model)` of tensors that get initial values.
+        conflicts: ties whose two copies in the file differ, with the largest difference.
+    """
+
+    sources: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+
+    def as_info(self) -> dict[str, list]:
+        """The dictionary that `output_loading_info=True` gives."""
+        return {
+            "missing_keys": list(self.missing),
+            "unexpected_keys": list(self.unexpected),
+            "mismatched_keys": list(self.mismatched),
+            "error_msgs": [],
+        }
+
+
+def plan_loading(
+    checkpoint: Tensors, params: Mapping[str, Param], variant: Variant, config: Any, *, ignore_mismatched_sizes: bool = False
+) -> LoadPlan:
+    """Decide where every tensor of a model comes from.
+
+    Tensors of a head (and the pooler) may be missing: they get initial values. A missing tensor of the encoder, or
+    any tensor of another shape, means that the file does not belong to the model.
+
+    Args:
+        checkpoint: the opened file or directory.
+        params: the model's tensors by canonical name.
+        variant: the model's family.
+        config: the model's configuration.
+        ignore_mismatched_sizes: give initial values to tensors of another shape instead of failing.
+
+    Raises:
+        CheckpointError: listing all missing, unexpected and misshapen tensors and the likely cause.
+    """
+    found = _canonical_names(checkpoint.names(), params, variant)
+    plan = LoadPlan()
+    for name, param in params.items():
+        if param.kind == "derived" or param.tied_to in params:
+            continue
+        copies = [copy for copy in (name, *_ties_of(name, params)) if copy in found]
+        if not copies:
+            if param.kind != "stat":
+                plan.missing.append(name)
+            continue
+        source = found[copies[0]]
+        shape = tuple(checkpoint.info(source).shape)
+        if shape != param.shape:
+            plan.mismatched.append((name, shape, param.shape))
+        else:
+            plan.sources[name] = source
+            plan.conflicts += _conflicts(checkpoint, name, [found[copy] for copy in copies])
+    plan.unexpected = [
+        source for name, source in found.items() if name not in params and not _ignored(name, variant)
+    ]
+    _raise_if_foreign(plan, variant, config, ignore_mismatched_sizes)
+    return plan
+
+
+def warn_about(plan: LoadPlan, class_name: str, where: str) -> None:
+    """One warning for everything that a user should know after loading."""
+    lines = []
+    fresh = [*plan.missing, *(name for name, _, _ in plan.mismatched)]
+    if fresh:
+        lines.append(f"newly initialised, train them before use: {', '.join(fresh)}")
+    if plan.unexpected:
+        lines.append(f"in the checkpoint but not in the model, left out: {', '.join(plan.unexpected)}")
+    lines += plan.conflicts
+    if lines:
+        warnings.warn(f"{class_name} from {where}:\n  " + "\n  ".join(lines), stacklevel=3)
+
+
+def _canonical_names(names: Iterable[str], params: Mapping[str, Param], variant: Variant) -> dict[str, str]:
+    names = list(names)
+    for wrapper in WRAPPERS:
+        if names and all(name.startswith(wrapper) for name in names):
+            return {c: wrapper + n for c, n in _canonical_names([n[len(wrapper):] for n in names], params, variant).items()}
+    prefix = f"{variant.prefix}."
+    model_has_prefix = any(name.startswith(prefix) for name in params)
+    file_has_prefix = any(name.startswith(prefix) for name in names)
+    found = {}
+    for name in names:
+        head, _, leaf = name.rpartition(".")
+        canonical = f"{head}.{OLD_LEAVES[leaf]}" if leaf in OLD_LEAVES else name
+        if file_has_prefix and not model_has_prefix:
+            canonical = canonical.removeprefix(prefix)
+        elif model_has_prefix and not file_has_prefix and prefix + canonical in params:
+            canonical = prefix + canonical
+        found[canonical] = name
+    return found
+
+
+def _ties_of(name: str, params: Mapping[str, Param]) -> list[str]:
+    return [param.name for param in params.values() if param.tied_to == name]
+
+
+def _conflicts(checkpoint: Tensors, name: str, sources: list[str]) -> list[str]:
+    if len(sources) < 2:
+        return []
+    first = checkpoint.read(sources[0])
+    found = []
+    for source in sources[1:]:
+        copy = checkpoint.read(source)
+        if copy.shape == first.shape and not np.array_equal(copy, first):
+            distance = np.abs(copy.astype(np.float64) - first.astype(np.float64)).max()
+            found.append(f"{source} differs from {name}, which it is tied to, by up to {distance:.3g}; {name} is used")
+    return found
+
+
+def _ignored(name: str, variant: Variant) -> bool:
+    return name.removeprefix(f"{variant.prefix}.") in variant.ignored
+
+
+def _raise_if_foreign(plan: LoadPlan, variant: Variant, config: Any, ignore_mismatched_sizes: bool) -> None:
+    from bertkit.core.variants import VARIANTS
+
+    body = {param.name for param in variant.encoder(config)}
+    lost = [name for name in plan.missing if name.removeprefix(f"{variant.prefix}.") in body]
+    wrong = [] if ignore_mismatched_sizes else plan.mismatched
+    if not lost and not wrong:
+        return
+    problems = [f"missing: {name}" for name in lost]
+    problems += [f"unexpected: {name}" for name in plan.unexpected]
+    problems += [f"shape of {name}: got {list(got)}, expected {list(expected)}" for name, got, expected in wrong]
+    causes = [_cause_of_shape(name, got, expected, config) for name, got, expected in wrong]
+    if lost:
+        other = [v.name for v in VARIANTS.values() if v is not variant
+                 and any(name.startswith(f"{v.prefix}.") for name in plan.unexpected)]
+        if other:
+            causes.append(f"the names are those of {' or '.join(other)}, not of {variant.name}")
+        elif plan.sources:
+            causes.append("config.json describes a larger or other model than the one that was saved "
+                          "(num_hidden_layers, position_embedding_type, ...)")
+        else:
+            causes.append(f"the file holds no {variant.name} weights at all; a foreign original needs `bertkit convert`")
+    remedy = "Likely cause: " + "; ".join(dict.fromkeys(cause for cause in causes if cause)) + "."
+    raise CheckpointError(f"the checkpoint does not fit {variant.name}", problems, remedy)
+
+
+def _cause_of_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...], config: Any) -> str:
+    if len(got) == len(expected):
+        for found, wanted in zip(got, expected, strict=True):
+            if found != wanted and wanted == config.vocab_size:
+                return f"vocab_size is {wanted} in config.json, but the file has {found} rows"
+            if found != wanted and wanted == config.num_labels and name.startswith(("classifier", "qa_outputs")):
+                return (f"the head was trained with {found} label(s) and {wanted} are asked for: pass num_labels={found}, "
+                        "or ignore_mismatched_sizes=True for a new head")
+            if found != wanted and "position_embeddings" in name:
+                return f"the file has {found} position rows, max_position_embeddings asks for {wanted}"
+    return "config.json belongs to another model (hidden_size, intermediate_size, ...)"

@@ -1,0 +1,1 @@
+"""The PyTorch models, one file per variant."""

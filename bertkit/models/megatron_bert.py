@@ -1,0 +1,290 @@
+"""MegatronBERT in PyTorch: BERT with the norms in front. https://arxiv.org/abs/1909.08053"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
+from bertkit.core.outputs import BaseModelOutputWithPoolingAndCrossAttentions, MegatronBertForPreTrainingOutput
+from bertkit.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
+from bertkit.layers import FeedForward, Pooler, additive_mask, attend, causal_mask, keep_rows, split_heads
+from bertkit.modeling import EncoderModel, LayerStack, head_masks
+from bertkit.tasks import (
+    CausalLM, MaskedLMWithEncoder, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering,
+    SequenceClassification, TokenClassification,
+)
+
+
+class MegatronBertEmbeddings(nn.Module):
+    """Words, token types and, where they are absolute, positions; no norm."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.absolute = config.position_embedding_type == "absolute"
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        hidden = words + self.token_type_embeddings(token_type_ids)
+        return self.dropout(hidden + self.position_embeddings(position_ids) if self.absolute else hidden)
+
+
+class MegatronBertSelfAttention(nn.Module):
+    """Attention to the sequence itself, with relative positions where configured, or to an encoder's states."""
+
+    def __init__(self, config: MegatronBertConfig, heads: int) -> None:
+        super().__init__()
+        self.head_size, self.dropout = config.head_size, config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, heads * self.head_size)
+        self.key = nn.Linear(config.hidden_size, heads * self.head_size)
+        self.value = nn.Linear(config.hidden_size, heads * self.head_size)
+        self.position_embedding_type = config.position_embedding_type
+        if self.position_embedding_type != "absolute":
+            self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
+
+    def forward(self, hidden: Tensor, bias: Tensor | None, head_mask: Tensor | None, states: Tensor | None,
+                past: tuple[Tensor, Tensor] | None, want_probabilities: bool) -> tuple[Tensor, Tensor | None, tuple]:
+        query = split_heads(self.query(hidden), self.head_size)
+        if states is not None and past is not None:
+            key, value = past
+        else:
+            source = hidden if states is None else states
+            key, value = split_heads(self.key(source), self.head_size), split_heads(self.value(source), self.head_size)
+            if past is not None:
+                key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        relative = None if self.position_embedding_type == "absolute" else self.relative_scores(query, key, states is None)
+        context, probabilities = attend(
+            query, key, value, bias, dropout=self.dropout if self.training else 0.0, scores_bias=relative,
+            head_mask=head_mask, want_probabilities=want_probabilities,
+        )
+        return context, probabilities, (key, value)
+
+    def relative_scores(self, query_BNLD: Tensor, key_BNSD: Tensor, same_sequence: bool) -> Tensor:
+        """Scores of the distances between queries and keys; distances beyond the table count as its last."""
+        length, total = query_BNLD.shape[2], key_BNSD.shape[2]
+        first = total - length if same_sequence else 0
+        reach = self.distance_embedding.weight.shape[0] // 2
+        places = torch.arange(max(length, total), device=query_BNLD.device)
+        distance = places[first : first + length, None] - places[None, :total]
+        table_LSD = self.distance_embedding(distance.clamp(-reach, reach) + reach).to(query_BNLD.dtype)
+        scores = torch.einsum("bnld,lsd->bnls", query_BNLD, table_LSD)
+        if self.position_embedding_type == "relative_key_query":
+            scores = scores + torch.einsum("bnsd,lsd->bnls", key_BNSD, table_LSD)
+        return scores
+
+
+class MegatronBertOutput(nn.Module):
+    """Back to the stream's width, dropped out and added to the stream."""
+
+    def __init__(self, config: MegatronBertConfig, inputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, stream: Tensor) -> Tensor:
+        return stream + self.dropout(self.dense(hidden))
+
+
+class MegatronBertAttention(nn.Module):
+    """Norm, attention, and back into the stream."""
+
+    def __init__(self, config: MegatronBertConfig, heads: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self = MegatronBertSelfAttention(config, heads)
+        self.output = MegatronBertOutput(config, heads * config.head_size)
+
+    def forward(self, stream: Tensor, *inputs: Any) -> tuple[Tensor, Tensor | None, tuple]:
+        context, probabilities, cache = self.self(self.ln(stream), *inputs)
+        return self.output(context, stream), probabilities, cache
+
+    def keep_heads(self, heads: list[int]) -> None:
+        """Keep only these heads."""
+        index = torch.tensor([h * self.self.head_size + d for h in heads for d in range(self.self.head_size)])
+        for projection in (self.self.query, self.self.key, self.self.value):
+            keep_rows(projection, index)
+        keep_rows(self.output.dense, index, 1)
+
+
+class MegatronBertLayer(nn.Module):
+    """One layer: attention, cross-attention where configured, feed-forward."""
+
+    def __init__(self, config: MegatronBertConfig, index: int) -> None:
+        super().__init__()
+        heads = config.kept_heads(index)
+        self.attention = MegatronBertAttention(config, heads)
+        if config.is_decoder and config.add_cross_attention:
+            self.crossattention = MegatronBertAttention(config, heads)
+        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.output = MegatronBertOutput(config, config.intermediate_size)
+
+    def attentions(self) -> list[MegatronBertAttention]:
+        """Every attention of the layer."""
+        return [self.attention, *([self.crossattention] if hasattr(self, "crossattention") else [])]
+
+    def forward(self, stream: Tensor, bias: Tensor | None, head_mask: Tensor | None, states: Tensor | None,
+                states_bias: Tensor | None, past: tuple | None, want_probabilities: bool) -> tuple:
+        stream, probabilities, cache = self.attention(
+            stream, bias, head_mask, None, None if past is None else past[:2], want_probabilities)
+        cross_probabilities = None
+        if states is not None:
+            stream, cross_probabilities, cross_cache = self.crossattention(
+                stream, states_bias, head_mask, states, None if past is None else past[2:], want_probabilities)
+            cache = cache + cross_cache
+        return self.output(self.intermediate(self.ln(stream)), stream), probabilities, cross_probabilities, cache
+
+
+class MegatronBertEncoder(LayerStack):
+    """All layers and the norm behind them; the last hidden state is the normed one."""
+
+    def __init__(self, config: MegatronBertConfig) -> None:
+        super().__init__(MegatronBertLayer(config, index) for index in range(config.num_hidden_layers))
+        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, stream: Tensor, bias: Tensor | None, head_mask: Tensor | None, states: Tensor | None,
+                states_bias: Tensor | None, past: tuple | None, use_cache: bool, output_attentions: bool,
+                output_hidden_states: bool) -> dict[str, Any]:
+        hidden_states, attentions, cross_attentions, caches = [], [], [], []
+        masks = head_masks(head_mask, len(self.layer))
+        for index, layer in enumerate(self.layer):
+            hidden_states.append(stream)
+            stream, probabilities, cross_probabilities, cache = self.run(
+                layer, stream, bias, masks[index], states, states_bias, None if past is None else past[index],
+                output_attentions)
+            attentions.append(probabilities)
+            cross_attentions.append(cross_probabilities)
+            caches.append(cache)
+        stream = self.ln(stream)
+        return {
+            "last_hidden_state": stream,
+            "past_key_values": tuple(caches) if use_cache else None,
+            "hidden_states": (*hidden_states, stream) if output_hidden_states else None,
+            "attentions": tuple(attentions) if output_attentions else None,
+            "cross_attentions": tuple(cross_attentions) if output_attentions and states is not None else None,
+        }
+
+
+class MegatronBertModel(EncoderModel, variant=MEGATRON_BERT):
+    """MegatronBERT without a head: an encoder, or a decoder where `config.is_decoder` is set.
+
+    Args:
+        config: the configuration.
+        add_pooling_layer: whether the first token goes through a linear layer and tanh.
+
+    Raises:
+        ConfigError: when the configuration is impossible.
+
+    Reference:
+        Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism",
+        https://arxiv.org/abs/1909.08053
+
+    Example:
+        >>> import torch
+        >>> from bertkit import MegatronBertConfig, MegatronBertModel
+        >>> tiny = MegatronBertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+        >>> MegatronBertModel(tiny)(torch.tensor([[5, 6, 7]])).last_hidden_state.shape
+        torch.Size([1, 3, 32])
+    """
+
+    def assemble(self, config: MegatronBertConfig, add_pooling_layer: bool) -> None:
+        self.embeddings = MegatronBertEmbeddings(config)
+        self.encoder = MegatronBertEncoder(config)
+        self.pooler = Pooler(config) if add_pooling_layer else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: tuple | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
+        """Encode a batch of sequences.
+
+        Args:
+            input_ids: [batch, length] token ids.
+            attention_mask: [batch, length] or [batch, length, length], 1 for tokens to attend to, 0 for padding;
+                with a cache, the cached tokens come first.
+            token_type_ids: [batch, length] segment of each token.
+            position_ids: [batch, length] row of the position table for each token.
+            head_mask: [heads] or [layers, heads], 1 keeps a head.
+            inputs_embeds: [batch, length, hidden_size] word embeddings instead of `input_ids`.
+            encoder_hidden_states: [batch, encoder length, hidden_size] states for cross-attention.
+            encoder_attention_mask: [batch, encoder length], 0 for padding.
+            past_key_values: the cache that an earlier call gave; then only new tokens are passed in.
+            use_cache: give the cache (decoders only).
+            output_attentions, output_hidden_states, return_dict: default: what the configuration says.
+
+        Raises:
+            InputError: listing everything that does not fit.
+        """
+        past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+                          token_type_ids=token_type_ids, position_ids=position_ids, past=past)
+        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, length = words.shape[:2]
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=words.device)[None]
+        config = self.config
+        if config.is_decoder and (attention_mask is None or attention_mask.dim() == 2):
+            full = words.new_ones(batch, past + length) if attention_mask is None else attention_mask.to(words.dtype)
+            attention_mask = causal_mask(full, length)
+        states = encoder_hidden_states if config.is_decoder and config.add_cross_attention else None
+        flags = self.flags(output_attentions, output_hidden_states)
+        encoded = self.encoder(
+            self.embeddings(words, token_type_ids, position_ids), additive_mask(attention_mask, words.dtype), head_mask,
+            states, additive_mask(encoder_attention_mask, words.dtype), past_key_values,
+            config.is_decoder and (config.use_cache if use_cache is None else use_cache), **flags,
+        )
+        pooled = None if self.pooler is None else self.pooler(encoded["last_hidden_state"])
+        return self.finish(BaseModelOutputWithPoolingAndCrossAttentions(pooler_output=pooled, **encoded), return_dict)
+
+
+class MegatronBertForPreTraining(PreTraining, encoder=MegatronBertModel, cls=PreTrainingHead):
+    """MegatronBERT with both heads of its pretraining: masked words and sentence order."""
+
+    output_class = MegatronBertForPreTrainingOutput
+
+
+class MegatronBertForMaskedLM(MaskedLMWithEncoder, encoder=MegatronBertModel, cls=LanguageModelHead):
+    """MegatronBERT with a language-model head over masked words."""
+
+
+class MegatronBertForCausalLM(CausalLM, encoder=MegatronBertModel, cls=LanguageModelHead):
+    """MegatronBERT with a language-model head over the next word; set `is_decoder=True`."""
+
+
+class MegatronBertForNextSentencePrediction(NextSentencePrediction, encoder=MegatronBertModel, cls=NextSentenceHead):
+    """MegatronBERT with a next-sentence head."""
+
+
+class MegatronBertForSequenceClassification(SequenceClassification, encoder=MegatronBertModel, classifier=LabelClassifier):
+    """MegatronBERT with a linear classifier, or regressor, on the pooled first token."""
+
+
+class MegatronBertForMultipleChoice(MultipleChoice, encoder=MegatronBertModel, classifier=ChoiceScorer):
+    """MegatronBERT with a scorer of choices on the pooled first token."""
+
+
+class MegatronBertForTokenClassification(TokenClassification, encoder=MegatronBertModel, classifier=LabelClassifier):
+    """MegatronBERT with a linear classifier on each token."""
+
+
+class MegatronBertForQuestionAnswering(QuestionAnswering, encoder=MegatronBertModel, qa_outputs=SpanClassifier):
+    """MegatronBERT with a linear layer for start and end of the answer."""
