@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertkit.layers import activation
+from bertkit.layers import Matrix, activation
 
 
 class PredictionTransform(nn.Module):
@@ -42,7 +42,7 @@ class SplitVocabularyPredictions(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.transform = PredictionTransform(config)
-        self.dense = nn.Linear(config.vocab_size, config.hidden_size - config.embedding_size, bias=False)
+        self.dense = Matrix(config.hidden_size - config.embedding_size, config.vocab_size)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
         self.bias = self.decoder.bias
 

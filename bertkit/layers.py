@@ -33,6 +33,20 @@ def activation(name: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return name if callable(name) else ACTIVATIONS[name]
 
 
+def word_embedding(config: Any, columns: int) -> nn.Embedding:
+    """The table of words; the row of the padding token is not trained by looking it up."""
+    pad = config.pad_token_id
+    return nn.Embedding(config.vocab_size, columns, padding_idx=pad if pad is not None and 0 <= pad < config.vocab_size else None)
+
+
+class Matrix(nn.Module):
+    """A weight used as it lies on disk, without a layer's meaning of its own."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+
+
 class NoNorm(nn.Module):
     """Scale and shift each feature, in float32 also where the rest of the model is in half precision.
 

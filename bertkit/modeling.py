@@ -306,8 +306,6 @@ class PreTrainedModel(nn.Module):
 class EncoderModel(PreTrainedModel):
     """Template of the bare encoders: embeddings, layers and an optional pooler."""
 
-    pooler: nn.Module | None = None
-
     def __init__(self, config: PretrainedConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config, add_pooling_layer=add_pooling_layer)
 

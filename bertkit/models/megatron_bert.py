@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
 from bertkit.core.outputs import BaseModelOutputWithPoolingAndCrossAttentions, MegatronBertForPreTrainingOutput
 from bertkit.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
-from bertkit.layers import FeedForward, Pooler, additive_mask, attend, causal_mask, keep_rows, split_heads
+from bertkit.layers import FeedForward, Pooler, additive_mask, attend, causal_mask, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.tasks import (
     CausalLM, MaskedLMWithEncoder, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering,
@@ -23,7 +23,7 @@ class MegatronBertEmbeddings(nn.Module):
 
     def __init__(self, config: MegatronBertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = word_embedding(config, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.absolute = config.position_embedding_type == "absolute"

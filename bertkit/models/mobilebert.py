@@ -14,7 +14,7 @@ from bertkit.core.outputs import BaseModelOutputWithPooling, MobileBertForPreTra
 from bertkit.heads import (
     ChoiceScorer, LabelClassifier, NextSentenceHead, SpanClassifier, SplitLanguageModelHead, SplitPreTrainingHead,
 )
-from bertkit.layers import FeedForward, NoNorm, Pooler, additive_mask, attend, keep_rows, split_heads
+from bertkit.layers import FeedForward, NoNorm, Pooler, additive_mask, attend, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.tasks import (
     MaskedLM, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering, SequenceClassification,
@@ -38,7 +38,7 @@ class MobileBertEmbeddings(nn.Module):
     def __init__(self, config: MobileBertConfig) -> None:
         super().__init__()
         self.trigram, self.transforms = config.trigram_input, config.transforms_embeddings
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.word_embeddings = word_embedding(config, config.embedding_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.embedding_transformation = nn.Linear(config.word_features, config.hidden_size)

@@ -16,7 +16,7 @@ from bertkit.heads import (
     ChoiceScorer, FirstTokenClassifier, FirstTokenTransform, LabelClassifier, LanguageModelHead, SpanClassifier,
 )
 from bertkit.kernels.lsh import yoso_expectation, yoso_sampling
-from bertkit.layers import FeedForward, keep_rows, merge_heads, split_heads
+from bertkit.layers import FeedForward, keep_rows, merge_heads, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.tasks import (
     FirstTokenMultipleChoice, MaskedLM, QuestionAnswering, SequenceClassification, TokenClassification,
@@ -28,7 +28,7 @@ class YosoEmbeddings(nn.Module):
 
     def __init__(self, config: YosoConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = word_embedding(config, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.absolute = config.position_embedding_type == "absolute"
@@ -216,6 +216,7 @@ class YosoModel(EncoderModel, variant=YOSO):
     def assemble(self, config: YosoConfig, add_pooling_layer: bool) -> None:
         self.embeddings = YosoEmbeddings(config)
         self.encoder = YosoEncoder(config)
+        self.pooler = None
 
     def forward(
         self,
