@@ -13,6 +13,7 @@ Masks are 1 (keep) or 0 (drop), of any dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertkit.core.hashing import hash_layout
+
+LONGEST_PAIRWISE = 8192
+"""Up to this length, sampled gradients count the collisions of all pairs (in blocks), which is quadratic but faster."""
 
 
 def fast_hash(
@@ -51,10 +55,10 @@ def fast_hash(
         >>> fast_hash(x, mask, x, mask, num_hash=5, hash_code_len=9, signs_N3PD=signs)[0].shape
         torch.Size([1, 2, 7, 5])
     """
-    signs_N3PD1 = signs_N3PD.to(device=query_BNLD.device, dtype=torch.float32).unsqueeze(-1)
+    signs_N3PD = signs_N3PD.to(device=query_BNLD.device, dtype=torch.float32)
     return (
-        _fast_codes(query_BNLD, query_mask_BL, num_hash, hash_code_len, signs_N3PD1),
-        _fast_codes(key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD1),
+        _fast_codes(query_BNLD.detach(), query_mask_BL, num_hash, hash_code_len, signs_N3PD),
+        _fast_codes(key_BNSD.detach(), key_mask_BS, num_hash, hash_code_len, signs_N3PD),
     )
 
 
@@ -87,8 +91,10 @@ def gaussian_hash(
     projections_NDK = projections_NDK.to(device=query_BNLD.device, dtype=torch.float32)
 
     def codes(x_BNLD: Tensor, mask_BL: Tensor) -> Tensor:
-        projected_BNKL = (x_BNLD.detach().float() @ projections_NDK).transpose(2, 3)
-        return _codes((projected_BNKL > 0).unflatten(2, (num_hash, hash_code_len)), mask_BL)
+        with torch.autocast(x_BNLD.device.type, enabled=False):
+            projected_BNLK = x_BNLD.detach().float() @ projections_NDK
+        bits_GMTL = (projected_BNLK > 0).flatten(0, 1).mT.unflatten(1, (num_hash, hash_code_len))
+        return _finished(_codes(bits_GMTL).mT, mask_BL, 1, torch.int32)
 
     return codes(query_BNLD, query_mask_BL), codes(key_BNSD, key_mask_BS)
 
@@ -170,7 +176,9 @@ def expectation_weights(
         [[1.0, 0.25], [0.25, 1.0]]
     """
     kept = (query_mask_BL != 0)[:, None, :, None] & (key_mask_BS != 0)[:, None, None, :]
-    return _collision_probability(_wide(query_BNLD) @ _wide(key_BNSD).mT, hash_code_len) * kept
+    with torch.autocast(query_BNLD.device.type, enabled=False):
+        cosine_BNLS = _wide(query_BNLD) @ _wide(key_BNSD).mT
+    return torch.where(kept, _collision_probability(cosine_BNLS, hash_code_len), 0.0)
 
 
 def yoso_expectation(
@@ -241,7 +249,46 @@ def yoso_sampling(
 # ---- operators ------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("bertkit::lsh_cumulation", mutates_args=())
+def _operator(name: str) -> Callable[[Callable], torch.library.CustomOpDef]:
+    """Register a custom operator, whose arithmetic autocast leaves alone: it would compute angles in bfloat16."""
+
+    def register(function: Callable) -> torch.library.CustomOpDef:
+        @functools.wraps(function)
+        def precise(*arguments):
+            with torch.autocast(arguments[0].device.type, enabled=False):
+                return function(*arguments)
+
+        return torch.library.custom_op(f"bertkit::{name}", precise, mutates_args=())
+
+    return register
+
+
+@_operator("fast_hash")
+def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs: Tensor) -> Tensor:
+    batch, heads, count, head_dim = x.shape
+    layout = hash_layout(head_dim, num_hash, hash_code_len)
+    size, parts, used = layout.padded_dim, layout.num_part, layout.hashes_per_part * hash_code_len
+    # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
+    x_GDL = F.pad(_kept(x, mask).float().mT, (0, 0, 0, size - head_dim))
+    signs_G3PD1 = signs.repeat(batch, 1, 1, 1).unsqueeze(-1)
+    codes_GML = x_GDL.new_empty(batch * heads, num_hash, count, dtype=torch.int32)
+    for groups in _blocks(batch * heads, parts * size * count, x.device):
+        for columns in _blocks(count, parts * size * (groups.stop - groups.start), x.device):
+            block = x_GDL[groups, None, :, columns]
+            for step in range(3):
+                block = _hadamard_transform(block * signs_G3PD1[groups, step])
+            bits_GMTL = (block[:, :, :used] > 0).unflatten(2, (-1, hash_code_len)).flatten(1, 2)[:, :num_hash]
+            codes_GML[groups, :, columns] = _codes(bits_GMTL)
+    return _finished(codes_GML.mT, mask, 1, torch.int32)
+
+
+@_fast_codes.register_fake
+def _(x, mask, num_hash, hash_code_len, signs):
+    batch, heads, count, _ = x.shape
+    return x.new_empty(batch, heads, num_hash, count, dtype=torch.int32).mT
+
+
+@_operator("lsh_cumulation")
 def _cumulate(
     query_mask: Tensor, query_codes: Tensor, key_mask: Tensor, key_codes: Tensor, value: Tensor, capacity: int
 ) -> Tensor:
@@ -257,7 +304,7 @@ def _cumulate(
         for m in range(num_hash):
             table.zero_().index_add_(0, (key_codes[groups, :, m] + first_bucket).flatten(), values)
             output += table.index_select(0, (query_codes[groups, :, m] + first_bucket).flatten())
-    return _finished(output_GLE, query_mask, num_hash, value.dtype)
+    return _finished(output_GLE, query_mask, 1.0 / num_hash, value.dtype)
 
 
 @_cumulate.register_fake
@@ -279,7 +326,7 @@ def _cumulate_backward(ctx, grad):
 _cumulate.register_autograd(_cumulate_backward, setup_context=_save_cumulate)
 
 
-@torch.library.custom_op("bertkit::lsh_weighted_cumulation", mutates_args=())
+@_operator("lsh_weighted_cumulation")
 def _cumulate_weighted(
     query_mask: Tensor, query_codes: Tensor, query_weight: Tensor, key_mask: Tensor, key_codes: Tensor,
     key_weight: Tensor, value: Tensor, capacity: int,
@@ -304,7 +351,7 @@ def _cumulate_weighted(
                 table = outer_TWE.new_zeros(capacity, *outer_TWE.shape[1:]).index_add_(0, key_buckets, outer_TWE)
                 read_TRE = query_weight_GLW[g, :, columns][query_rows] @ table[query_buckets]
                 output_GLE[g].index_add_(0, query_rows.flatten(), read_TRE.flatten(0, 1))
-    return _finished(output_GLE[:, :-1], query_mask, num_hash, value.dtype)
+    return _finished(output_GLE[:, :-1], query_mask, 1.0 / num_hash, value.dtype)
 
 
 @_cumulate_weighted.register_fake
@@ -330,11 +377,12 @@ def _cumulate_weighted_backward(ctx, grad):
 _cumulate_weighted.register_autograd(_cumulate_weighted_backward, setup_context=_save_cumulate_weighted)
 
 
-@torch.library.custom_op("bertkit::yoso_expectation", mutates_args=())
+@_operator("yoso_expectation")
 def _expectation(
     query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, hash_code_len: int
 ) -> Tensor:
-    query_GLD, key_GSD, value_GSE = _wide(query).flatten(0, 1), _wide(key).flatten(0, 1), _kept(value, key_mask)
+    query_GLD = _kept(query, query_mask)
+    key_GSD, value_GSE = _kept(key, key_mask), _kept(value, key_mask)
     groups, queries, keys = len(query_GLD), query.shape[2], key.shape[2]
     output_GLE = value_GSE.new_empty(groups, queries, value.shape[3])
     for rows in _blocks(queries, groups * keys, value.device):
@@ -360,7 +408,7 @@ def _expectation_backward(ctx, grad):
 _expectation.register_autograd(_expectation_backward, setup_context=_save_expectation)
 
 
-@torch.library.custom_op("bertkit::yoso_expectation_gradients", mutates_args=())
+@_operator("yoso_expectation_gradients")
 def _expectation_gradients(
     query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor, hash_code_len: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -376,7 +424,7 @@ def _(query, key, value, query_mask, key_mask, grad, hash_code_len):
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-@torch.library.custom_op("bertkit::yoso_sampling", mutates_args=())
+@_operator("yoso_sampling")
 def _sampling(
     query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, query_codes: Tensor,
     key_codes: Tensor, hash_code_len: int, lsh_backward: bool,
@@ -406,11 +454,19 @@ def _sampling_backward(ctx, grad):
 _sampling.register_autograd(_sampling_backward, setup_context=_save_sampling)
 
 
-@torch.library.custom_op("bertkit::yoso_sampling_gradients", mutates_args=())
+@_operator("yoso_sampling_gradients")
 def _sampling_gradients(
     query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, query_codes: Tensor,
     key_codes: Tensor, grad: Tensor, hash_code_len: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(rows: slice) -> Tensor:
+        return _collision_rate(query_codes_GLM[:, rows], key_codes_GSM)
+
+    if query.shape[2] * key.shape[2] <= LONGEST_PAIRWISE**2:
+        # Narrow codes are compared faster.
+        narrow = torch.int16 if max(2**hash_code_len, query_codes.shape[3]) < 2**15 else torch.int32
+        query_codes_GLM, key_codes_GSM = (x.flatten(0, 1).to(narrow) for x in (query_codes, key_codes))
+        return _blockwise_gradients(weights, query, key, value, query_mask, key_mask, grad, hash_code_len)
     queries, keys, capacity = (query_mask, query_codes), (key_mask, key_codes), 2**hash_code_len
     scale = hash_code_len / 2
     return (
@@ -428,34 +484,9 @@ def _(query, key, value, query_mask, key_mask, query_codes, key_codes, grad, has
 # ---- pieces ---------------------------------------------------------------------------------------------------
 
 
-def _fast_codes(
-    x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD1: Tensor
-) -> Tensor:
-    layout = hash_layout(x_BNLD.shape[-1], num_hash, hash_code_len)
-    # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
-    x_BNDL = x_BNLD.detach().float().transpose(2, 3)
-    x = F.pad(x_BNDL, (0, 0, 0, layout.padded_dim - x_BNLD.shape[-1])).unsqueeze(2)
-    for step in range(3):
-        x = _hadamard_transform(x * signs_N3PD1[:, step])
-    bits = (x[:, :, :, : layout.hashes_per_part * hash_code_len] > 0).unflatten(3, (-1, hash_code_len))
-    return _codes(bits.flatten(2, 3)[:, :, :num_hash], mask_BL)
-
-
-def _hadamard_transform(x: Tensor) -> Tensor:
-    """Transform the axis before the last: butterflies of stride 1, 2, 4, ... in the order of the reference."""
-    size, stride = x.shape[-2], 1
-    while stride < size:
-        first, second = x.unflatten(-2, (size // (2 * stride), 2, stride)).unbind(-3)
-        x = torch.stack((first + second, first - second), dim=-3).flatten(-4, -2)
-        stride *= 2
-    return x
-
-
-def _codes(bits_BNMTL: Tensor, mask_BL: Tensor) -> Tensor:
-    weights_T1 = 2 ** torch.arange(bits_BNMTL.shape[3], dtype=torch.int32, device=bits_BNMTL.device).unsqueeze(1)
-    codes_BNML = (bits_BNMTL * weights_T1).sum(dim=3, dtype=torch.int32)
-    # In memory the codes of one hash function stay together, which is how the tables read them.
-    return codes_BNML.masked_fill((mask_BL == 0)[:, None, None, :], 0).transpose(2, 3)
+def _codes(bits_GMTL: Tensor) -> Tensor:
+    weights_T1 = 2 ** torch.arange(bits_GMTL.shape[2], dtype=torch.int32, device=bits_GMTL.device).unsqueeze(1)
+    return (bits_GMTL * weights_T1).sum(dim=2, dtype=torch.int32)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -468,10 +499,26 @@ def _kept(x_BNLD: Tensor, mask_BL: Tensor) -> Tensor:
     return _wide(x_BNLD).masked_fill((mask_BL == 0)[:, None, :, None], 0.0).flatten(0, 1)
 
 
-def _finished(output_GLE: Tensor, mask_BL: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
-    """Average, zero the masked rows, and split batch and heads."""
-    output_BNLE = output_GLE.unflatten(0, (len(mask_BL), -1)) / divisor
-    return output_BNLE.masked_fill((mask_BL == 0)[:, None, :, None], 0.0).to(dtype)
+def _finished(output_GLE: Tensor, mask_BL: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Scale, zero the masked rows, and split batch and heads."""
+    output_BNLE = output_GLE.unflatten(0, (len(mask_BL), -1)) * scale
+    return output_BNLE.masked_fill((mask_BL == 0)[:, None, :, None], 0).to(dtype)
+
+
+def _hadamard_transform(x: Tensor) -> Tensor:
+    """Transform the axis before the last: butterflies of stride 1, 2, 4, ... in the order of the reference.
+
+    `x` is overwritten.
+    """
+    size, stride, spare = x.shape[-2], 1, torch.empty_like(x)
+    while stride < size:
+        (first, second), (total, difference) = (
+            y.unflatten(-2, (size // (2 * stride), 2, stride)).unbind(-3) for y in (x, spare)
+        )
+        torch.add(first, second, out=total)
+        torch.sub(first, second, out=difference)
+        x, spare, stride = spare, x, 2 * stride
+    return x
 
 
 def _blocks(count: int, elements_each: int, device: torch.device) -> Iterator[slice]:
@@ -485,6 +532,16 @@ def _blocks(count: int, elements_each: int, device: torch.device) -> Iterator[sl
 def _collision_probability(cosine: Tensor, hash_code_len: int) -> Tensor:
     # Rounding makes the dot product of a unit vector with itself exceed 1, where acos is NaN.
     return (1.0 - torch.acos(cosine.clamp(-1.0, 1.0)) / math.pi) ** hash_code_len
+
+
+def _collision_rate(query_codes_GRM: Tensor, key_codes_GSM: Tensor) -> Tensor:
+    queries, num_hash = query_codes_GRM.shape[1:]
+    count = query_codes_GRM.new_zeros(len(query_codes_GRM), queries, key_codes_GSM.shape[1])
+    # A comparison is vectorised where its result has the type of the codes, not where it is boolean.
+    collide = torch.empty_like(count)
+    for m in range(num_hash):
+        count += torch.eq(query_codes_GRM[:, :, None, m], key_codes_GSM[:, None, :, m], out=collide)
+    return count / num_hash
 
 
 def _blockwise_gradients(
@@ -502,10 +559,9 @@ def _blockwise_gradients(
         weights_GRS = (grad_GLE[:, rows] @ value_GSE.mT).mul_(weights_GRS)
         grad_query[:, rows] = weights_GRS @ key_GSD
         grad_key += weights_GRS.mT @ query_GLD[:, rows]
-    unscaled = 2.0 / hash_code_len
     return (
-        _finished(grad_query, query_mask, unscaled, query.dtype),
-        _finished(grad_key, key_mask, unscaled, key.dtype),
+        _finished(grad_query, query_mask, hash_code_len / 2, query.dtype),
+        _finished(grad_key, key_mask, hash_code_len / 2, key.dtype),
         _finished(grad_value, key_mask, 1.0, value.dtype),
     )
 
