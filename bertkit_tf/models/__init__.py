@@ -1,0 +1,1 @@
+"""The TensorFlow models, one file per variant; each mirrors its PyTorch twin."""
