@@ -147,7 +147,7 @@ class _BertTemplate(PreTrainedTokenizerFast):
         )
 
     @classmethod
-    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, str]:
+    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         files = super()._file_arguments(directory, arguments)
         # Without a tokenizer_config.json, tokenizer.json alone says whether the model is cased.
         if "tokenizer_file" in files:
@@ -242,7 +242,7 @@ class BertTokenizer(_BertTemplate):
         )
 
     @classmethod
-    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, str | None]:
+    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"vocab_file": None, **super()._file_arguments(directory, arguments)}
 
 
@@ -381,12 +381,8 @@ class _RobertaTemplate(PreTrainedTokenizerFast):
             backend.decoder = decoders.ByteLevel()
         else:
             raise TokenizerError(f"{type(self).__name__}: give vocab_file and merges_file, or tokenizer_file")
-        steps = (
-            json.loads(backend.pre_tokenizer.__getstate__())
-            if backend.pre_tokenizer
-            else {"type": "ByteLevel"}
-        )
-        if steps["type"] == "ByteLevel":
+        steps = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {}
+        if steps.get("type", "ByteLevel") == "ByteLevel":
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(
                 add_prefix_space=add_prefix_space, use_regex=steps.get("use_regex", True)
             )
@@ -523,7 +519,7 @@ class RobertaTokenizer(_RobertaTemplate):
         )
 
     @classmethod
-    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, str | None]:
+    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"vocab_file": None, "merges_file": None, **super()._file_arguments(directory, arguments)}
 
 
@@ -624,11 +620,13 @@ class AutoTokenizer:
             TokenizerError: the directory holds no tokenizer, or its files cannot be read.
             CheckpointError: the directory or hub id does not exist.
         """
-        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         directory = find_directory(pretrained_model_name_or_path, **hub)
         family = _family(directory)
         name = family if family == "PreTrainedTokenizerFast" else family + "Fast" * use_fast
-        return CLASSES[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = CLASSES[name].from_pretrained(directory, **kwargs)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return tokenizer
 
 
 CLASSES = {

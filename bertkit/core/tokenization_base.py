@@ -170,7 +170,7 @@ class PreTrainedTokenizerFast:
         self._warned: set[str] = set()
         self.verbose = verbose
         self.name_or_path = name_or_path
-        self.model_max_length = VERY_LARGE_INTEGER if model_max_length is None else model_max_length
+        self.model_max_length = VERY_LARGE_INTEGER if model_max_length is None else int(model_max_length)
         self.padding_side = padding_side or padding.get("direction", "right")
         self.truncation_side = truncation_side or truncation.get("direction", "right")
         self.model_input_names = list(model_input_names or type(self).model_input_names)
@@ -413,8 +413,6 @@ class PreTrainedTokenizerFast:
                 encodings = backend.encode_batch(
                     inputs, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
                 )
-        except TokenizerError:
-            raise
         except Exception as error:  # the Rust library raises bare exceptions
             raise TokenizerError(f"cannot encode: {error}") from error
         self._pad_encodings(encodings, padding, max_length, pad_to_multiple_of)
@@ -647,8 +645,8 @@ class PreTrainedTokenizerFast:
                 "overflowing tokens of a pair are not defined for 'longest_first'",
                 remedy="Use truncation='only_first' or 'only_second'.",
             )
-        special = self.num_special_tokens_to_add(pair_ids is not None) if add_special_tokens else 0
-        total = len(ids) + len(pair_ids or ()) + special
+        around = self.build_inputs_with_special_tokens([], None if pair_ids is None else [])
+        total = len(ids) + len(pair_ids or ()) + (len(around) if add_special_tokens else 0)
         overflow: list[int] = []
         if truncation != "do_not_truncate" and max_length is not None and total > max_length:
             ids, pair_ids, overflow = self._truncate_ids(
@@ -707,9 +705,13 @@ class PreTrainedTokenizerFast:
         """
         if not isinstance(encoded_inputs, Mapping):
             rows = list(encoded_inputs)
-            encoded_inputs = {
-                key: [row[key] for row in rows] for key in (rows[0] if rows else {"input_ids": []})
-            }
+            names = list(rows[0]) if rows else []
+            other = [
+                f"row {i}: got {list(row)}" for i, row in enumerate(rows) if row.keys() != rows[0].keys()
+            ]
+            if other:
+                raise TokenizerError(f"pad: expected {names} in every row, as in the first", other[:5])
+            encoded_inputs = {name: [row[name] for row in rows] for name in names or ["input_ids"]}
         if "input_ids" not in encoded_inputs:
             raise TokenizerError(f"pad: got {list(encoded_inputs)}, expected input_ids among them")
         if len(encoded_inputs["input_ids"]) == 0:
@@ -1088,7 +1090,7 @@ class PreTrainedTokenizerFast:
         return cls(**cls._file_arguments(directory, arguments), **arguments)
 
     @classmethod
-    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, str]:
+    def _file_arguments(cls, directory: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         """The constructor's file arguments: tokenizer.json, or the vocabulary files where that is absent."""
         given = {name for name in cls.vocab_files_names if arguments.get(name)}
         if given:

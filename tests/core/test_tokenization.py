@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -413,6 +415,10 @@ def test_errors_of_byte_decoding(errors, expected):
         (lambda t: t.decode([1, -100]), "got -100"),
         (lambda t: t.decode([[1], [2]]), "batch_decode"),
         (lambda t: t.pad({"labels": [1]}), "input_ids"),
+        (
+            lambda t: t.pad([{"input_ids": [1], "labels": 0}, {"input_ids": [2]}]),
+            r"row 1: got \['input_ids'\]",
+        ),
         (lambda t: t.add_special_tokens({"start_token": "x"}), "start_token"),
         (lambda t: setattr(t, "padding_side", "top"), "padding_side: got 'top'"),
         (lambda t: t.pad({"input_ids": [1]}).tokens(), "alignment"),
@@ -450,6 +456,20 @@ def test_wrong_class_is_refused(tmp_path):
     made("small", "uncased").save_pretrained(tmp_path)
     with pytest.raises(TokenizerError, match="got WordPiece, expected BPE"):
         tokenization.RobertaTokenizerFast.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", ["AutoTokenizer", "BertTokenizer"])
+def test_hub_arguments_go_to_the_hub(cls, tmp_path, monkeypatch):
+    calls = []
+
+    def resolve_directory(name_or_path, *, allow_patterns, **hub):
+        calls.append((str(name_or_path), hub))
+        return checkpoint(tmp_path, FILES["small"]["uncased"])
+
+    monkeypatch.setitem(sys.modules, "bertkit.core.hub", SimpleNamespace(resolve_directory=resolve_directory))
+    tokenizer = getattr(tokenization, cls).from_pretrained("owner/model", revision="v1", model_max_length=9)
+    assert calls[0] == ("owner/model", {"revision": "v1"})
+    assert (tokenizer.model_max_length, tokenizer.name_or_path) == (9, "owner/model")
 
 
 def test_words_need_a_prefix_space():
