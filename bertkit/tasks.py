@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from bertkit import losses
 from bertkit.core.errors import InputError
 from bertkit.core.outputs import (
-    CausalLMOutputWithCrossAttentions, MaskedLMOutput, ModelOutput, MultipleChoiceModelOutput,
-    NextSentencePredictorOutput, PreTrainingOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    ModelOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    PreTrainingOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from bertkit.generation import Generation
 from bertkit.core.spec import no_head
+from bertkit.generation import Generation
 from bertkit.modeling import EncoderModel, PreTrainedModel
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tensorflow as tf
+from bertkit.core.progress import progress
 
 from bertkit.core.generation import GenerationSettings
-from bertkit.core.progress import progress
 from bertkit_tf.layers import random_seed
 
 

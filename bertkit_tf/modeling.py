@@ -11,11 +11,11 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 import tensorflow as tf
-
 from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
+from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
+
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, pop_hub_options, read_config_dict
 from bertkit.core.errors import BertkitError, InputError
-from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, plan_loading, warn_about

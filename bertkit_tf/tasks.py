@@ -18,8 +18,14 @@ from bertkit_tf.generation import Generation
 from bertkit_tf.layers import Block, Dropout
 from bertkit_tf.modeling import TFEncoderModel, TFPreTrainedModel, unpack_inputs
 from bertkit_tf.outputs import (
-    TFCausalLMOutputWithCrossAttentions, TFMaskedLMOutput, TFMultipleChoiceModelOutput, TFNextSentencePredictorOutput,
-    TFPreTrainingOutput, TFQuestionAnsweringModelOutput, TFSequenceClassifierOutput, TFTokenClassifierOutput,
+    TFCausalLMOutputWithCrossAttentions,
+    TFMaskedLMOutput,
+    TFMultipleChoiceModelOutput,
+    TFNextSentencePredictorOutput,
+    TFPreTrainingOutput,
+    TFQuestionAnsweringModelOutput,
+    TFSequenceClassifierOutput,
+    TFTokenClassifierOutput,
 )
 
 

@@ -7,12 +7,32 @@ from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
-    Activation, Count, Flag, NotNegativeReal, PositionEmbedding, Positive, PretrainedConfig, Probability, TokenId,
-    configuration, one_of,
+    Activation,
+    Count,
+    Flag,
+    NotNegativeReal,
+    PositionEmbedding,
+    Positive,
+    PretrainedConfig,
+    Probability,
+    TokenId,
+    configuration,
+    one_of,
 )
 from bertkit.core.spec import (
-    Param, Params, Task, Variant, choice_head, embedding, first_token_head, labels_head, linear, norm, span_head,
-    tied_decoder, under,
+    Param,
+    Params,
+    Task,
+    Variant,
+    choice_head,
+    embedding,
+    first_token_head,
+    labels_head,
+    linear,
+    norm,
+    span_head,
+    tied_decoder,
+    under,
 )
 
 

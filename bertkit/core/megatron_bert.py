@@ -6,10 +6,29 @@ from functools import partial
 
 from bertkit.core import bert
 from bertkit.core.config import (
-    Activation, Count, Flag, NotNegativeReal, PositionEmbedding, Positive, PretrainedConfig, Probability, TokenId, configuration,
+    Activation,
+    Count,
+    Flag,
+    NotNegativeReal,
+    PositionEmbedding,
+    Positive,
+    PretrainedConfig,
+    Probability,
+    TokenId,
+    configuration,
 )
 from bertkit.core.spec import (
-    Params, Task, Variant, both, choice_head, embedding, labels_head, next_sentence_head, norm, span_head, under,
+    Params,
+    Task,
+    Variant,
+    both,
+    choice_head,
+    embedding,
+    labels_head,
+    next_sentence_head,
+    norm,
+    span_head,
+    under,
 )
 
 

@@ -6,11 +6,32 @@ from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
-    Activation, Count, Flag, NotNegativeReal, NONE, PROBABILITY, Positive, PretrainedConfig, Probability, TokenId,
-    configuration, one_of,
+    NONE,
+    PROBABILITY,
+    Activation,
+    Count,
+    Flag,
+    NotNegativeReal,
+    Positive,
+    PretrainedConfig,
+    Probability,
+    TokenId,
+    configuration,
+    one_of,
 )
 from bertkit.core.spec import (
-    Param, Params, Task, Variant, both, choice_head, labels_head, linear, next_sentence_head, norm, span_head, under,
+    Param,
+    Params,
+    Task,
+    Variant,
+    both,
+    choice_head,
+    labels_head,
+    linear,
+    next_sentence_head,
+    norm,
+    span_head,
+    under,
 )
 
 

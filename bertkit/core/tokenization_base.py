@@ -526,7 +526,7 @@ class PreTrainedTokenizerFast:
                 "padding needs a padding token, and this tokenizer has none",
                 remedy="Set tokenizer.pad_token, or add one: add_special_tokens({'pad_token': '[PAD]'}).",
             )
-        if "do_not_pad" != padding and "do_not_truncate" != truncation and multiple and max_length % multiple:
+        if padding != "do_not_pad" and truncation != "do_not_truncate" and multiple and max_length % multiple:
             raise TokenizerError(
                 f"max_length: got {max_length}, expected a multiple of pad_to_multiple_of={multiple} "
                 "when rows are truncated and padded"

@@ -8,11 +8,32 @@ from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
-    COUNT, NONE, POSITIVE, Activation, Count, Flag, NotNegativeReal, PositionEmbedding, Positive, PretrainedConfig,
-    Probability, TokenId, configuration,
+    COUNT,
+    NONE,
+    POSITIVE,
+    Activation,
+    Count,
+    Flag,
+    NotNegativeReal,
+    PositionEmbedding,
+    Positive,
+    PretrainedConfig,
+    Probability,
+    TokenId,
+    configuration,
 )
 from bertkit.core.spec import (
-    Param, Params, Task, Variant, choice_head, first_token_head, labels_head, linear, norm, span_head, under,
+    Param,
+    Params,
+    Task,
+    Variant,
+    choice_head,
+    first_token_head,
+    labels_head,
+    linear,
+    norm,
+    span_head,
+    under,
 )
 
 POSITION_OFFSET = 2

@@ -13,8 +13,14 @@ from bertkit.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, Next
 from bertkit.layers import FeedForward, Pooler, additive_mask, attend, causal_mask, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.tasks import (
-    CausalLM, MaskedLMWithEncoder, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering,
-    SequenceClassification, TokenClassification,
+    CausalLM,
+    MaskedLMWithEncoder,
+    MultipleChoice,
+    NextSentencePrediction,
+    PreTraining,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
 )
 
 

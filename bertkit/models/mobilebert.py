@@ -12,12 +12,22 @@ from torch.nn import functional as F
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
 from bertkit.core.outputs import BaseModelOutputWithPooling, MobileBertForPreTrainingOutput
 from bertkit.heads import (
-    ChoiceScorer, LabelClassifier, NextSentenceHead, SpanClassifier, SplitLanguageModelHead, SplitPreTrainingHead,
+    ChoiceScorer,
+    LabelClassifier,
+    NextSentenceHead,
+    SpanClassifier,
+    SplitLanguageModelHead,
+    SplitPreTrainingHead,
 )
-from bertkit.layers import FeedForward, NoNorm, Pooler, additive_mask, attend, keep_rows, split_heads, word_embedding
+from bertkit.layers import FeedForward, NoNorm, additive_mask, attend, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.tasks import (
-    MaskedLM, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering, SequenceClassification,
+    MaskedLM,
+    MultipleChoice,
+    NextSentencePrediction,
+    PreTraining,
+    QuestionAnswering,
+    SequenceClassification,
     TokenClassification,
 )
 

@@ -13,13 +13,22 @@ from bertkit.core.hashing import hash_layout, random_projections, random_signs
 from bertkit.core.outputs import BaseModelOutputWithCrossAttentions
 from bertkit.core.yoso import POSITION_OFFSET, YOSO, YosoConfig
 from bertkit.heads import (
-    ChoiceScorer, FirstTokenClassifier, FirstTokenTransform, LabelClassifier, LanguageModelHead, SpanClassifier,
+    ChoiceScorer,
+    FirstTokenClassifier,
+    FirstTokenTransform,
+    LabelClassifier,
+    LanguageModelHead,
+    SpanClassifier,
 )
 from bertkit.kernels.lsh import yoso_expectation, yoso_sampling
 from bertkit.layers import FeedForward, keep_rows, merge_heads, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.tasks import (
-    FirstTokenMultipleChoice, MaskedLM, QuestionAnswering, SequenceClassification, TokenClassification,
+    FirstTokenMultipleChoice,
+    MaskedLM,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
 )
 
 

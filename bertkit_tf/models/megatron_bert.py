@@ -10,14 +10,32 @@ import tensorflow as tf
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
 from bertkit_tf.layers import (
-    Block, Dense, Dropout, Embedding, FeedForward, LayerNorm, Pooler, additive_mask, attend, causal_mask, keep_rows, size,
-    split_heads, word_embedding,
+    Block,
+    Dense,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    Pooler,
+    additive_mask,
+    attend,
+    causal_mask,
+    keep_rows,
+    size,
+    split_heads,
+    word_embedding,
 )
 from bertkit_tf.modeling import LayerStack, TFEncoderModel, head_masks, unpack_inputs
 from bertkit_tf.outputs import TFBaseModelOutputWithPoolingAndCrossAttentions, TFMegatronBertForPreTrainingOutput
 from bertkit_tf.tasks import (
-    CausalLM, MaskedLMWithEncoder, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering,
-    SequenceClassification, TokenClassification,
+    CausalLM,
+    MaskedLMWithEncoder,
+    MultipleChoice,
+    NextSentencePrediction,
+    PreTraining,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
 )
 
 

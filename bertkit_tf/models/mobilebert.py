@@ -10,16 +10,37 @@ import tensorflow as tf
 
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
 from bertkit_tf.heads import (
-    ChoiceScorer, LabelClassifier, NextSentenceHead, SpanClassifier, SplitLanguageModelHead, SplitPreTrainingHead,
+    ChoiceScorer,
+    LabelClassifier,
+    NextSentenceHead,
+    SpanClassifier,
+    SplitLanguageModelHead,
+    SplitPreTrainingHead,
 )
 from bertkit_tf.layers import (
-    Block, Dense, Dropout, Embedding, FeedForward, LayerNorm, NoNorm, additive_mask, attend, keep_rows, size, split_heads,
+    Block,
+    Dense,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    NoNorm,
+    additive_mask,
+    attend,
+    keep_rows,
+    size,
+    split_heads,
     word_embedding,
 )
 from bertkit_tf.modeling import LayerStack, TFEncoderModel, head_masks, unpack_inputs
 from bertkit_tf.outputs import TFBaseModelOutputWithPooling, TFMobileBertForPreTrainingOutput
 from bertkit_tf.tasks import (
-    MaskedLM, MultipleChoice, NextSentencePrediction, PreTraining, QuestionAnswering, SequenceClassification,
+    MaskedLM,
+    MultipleChoice,
+    NextSentencePrediction,
+    PreTraining,
+    QuestionAnswering,
+    SequenceClassification,
     TokenClassification,
 )
 

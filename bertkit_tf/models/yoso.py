@@ -11,17 +11,38 @@ from bertkit.core.errors import InputError
 from bertkit.core.hashing import hash_layout, random_projections, random_signs
 from bertkit.core.yoso import POSITION_OFFSET, YOSO, YosoConfig
 from bertkit_tf.heads import (
-    ChoiceScorer, FirstTokenClassifier, FirstTokenTransform, LabelClassifier, LanguageModelHead, SpanClassifier,
+    ChoiceScorer,
+    FirstTokenClassifier,
+    FirstTokenTransform,
+    LabelClassifier,
+    LanguageModelHead,
+    SpanClassifier,
 )
 from bertkit_tf.kernels.lsh import yoso_expectation, yoso_sampling
 from bertkit_tf.layers import (
-    Block, Dense, Dropout, Embedding, FeedForward, LayerNorm, keep_rows, merge_heads, next_seed, replace_weight, size,
-    split_heads, wide, word_embedding,
+    Block,
+    Dense,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    keep_rows,
+    merge_heads,
+    next_seed,
+    replace_weight,
+    size,
+    split_heads,
+    wide,
+    word_embedding,
 )
 from bertkit_tf.modeling import LayerStack, TFEncoderModel, head_masks, unpack_inputs
 from bertkit_tf.outputs import TFBaseModelOutputWithCrossAttentions
 from bertkit_tf.tasks import (
-    FirstTokenMultipleChoice, MaskedLM, QuestionAnswering, SequenceClassification, TokenClassification,
+    FirstTokenMultipleChoice,
+    MaskedLM,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
 )
 
 
