@@ -162,9 +162,7 @@ class _BertTemplate(PreTrainedTokenizerFast):
                     arguments.setdefault(argument, normalizer[name])
         return files
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
         """`[CLS] A [SEP]` for one text, `[CLS] A [SEP] B [SEP]` for a pair.
 
         Args:
@@ -362,9 +360,7 @@ class _RobertaTemplate(PreTrainedTokenizerFast):
     ) -> None:
         if isinstance(kwargs["mask_token"], str):
             # The mask stands for a word together with the blank before it.
-            kwargs["mask_token"] = AddedToken(
-                kwargs["mask_token"], lstrip=True, normalized=False, special=True
-            )
+            kwargs["mask_token"] = AddedToken(kwargs["mask_token"], lstrip=True, normalized=False, special=True)
         if tokenizer_file is not None:
             backend = read_backend(tokenizer_file)
             _check_model(self, backend, "BPE", tokenizer_file)
@@ -424,19 +420,14 @@ class _RobertaTemplate(PreTrainedTokenizerFast):
             return super().convert_tokens_to_string(tokens)
         added = self.added_tokens_encoder
         data = b"".join(
-            token.encode() if token in added else bytes(CHARACTER_TO_BYTE[character] for character in token)
-            for token in tokens
+            token.encode() if token in added else bytes(CHARACTER_TO_BYTE[character] for character in token) for token in tokens
         )
         try:
             return data.decode("utf-8", errors=self.errors)
         except UnicodeDecodeError as error:
-            raise TokenizerError(
-                f"the tokens are no UTF-8 text: {error}", remedy='Use errors="replace".'
-            ) from error
+            raise TokenizerError(f"the tokens are no UTF-8 text: {error}", remedy='Use errors="replace".') from error
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
         """`<s> A </s>` for one text, `<s> A </s></s> B </s>` for a pair.
 
         Args:
@@ -449,9 +440,7 @@ class _RobertaTemplate(PreTrainedTokenizerFast):
         ids = [self.cls_token_id, *token_ids_0, self.sep_token_id]
         return ids if token_ids_1 is None else [*ids, self.sep_token_id, *token_ids_1, self.sep_token_id]
 
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def create_token_type_ids_from_sequences(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
         """Zeros: these models know one token type."""
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 

@@ -129,16 +129,12 @@ class PreTrainedTokenizerFast:
     vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": TOKENIZER_FILE}
     model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask")
 
-    bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token = map(
-        _token_property, NAMED_TOKENS
-    )
+    bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token = map(_token_property, NAMED_TOKENS)
     bos_token_id, eos_token_id, unk_token_id, sep_token_id, pad_token_id, cls_token_id, mask_token_id = map(
         _token_id_property, NAMED_TOKENS
     )
     padding_side = _choice_property("padding_side", SIDES, "Where padding goes: 'right' or 'left'.")
-    truncation_side = _choice_property(
-        "truncation_side", SIDES, "Which end truncation removes: 'right' or 'left'."
-    )
+    truncation_side = _choice_property("truncation_side", SIDES, "Which end truncation removes: 'right' or 'left'.")
 
     def __init__(
         self,
@@ -282,9 +278,7 @@ class PreTrainedTokenizerFast:
             return self.prepare_for_model(self._ids_of(text), second, *args, **kwargs)
         return self(text, text_pair, *args, **kwargs)
 
-    def batch_encode_plus(
-        self, batch_text_or_text_pairs: Sequence[Any], *args: Any, **kwargs: Any
-    ) -> BatchEncoding:
+    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], *args: Any, **kwargs: Any) -> BatchEncoding:
         """Encode a list of texts or of pairs; takes the arguments of a call that follow `text_pair`."""
         if isinstance(batch_text_or_text_pairs, str):
             raise TokenizerError("batch_encode_plus: got one string, expected a list of texts or of pairs")
@@ -321,13 +315,9 @@ class PreTrainedTokenizerFast:
             **kwargs,
         )["input_ids"]
 
-    def tokenize(
-        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
-    ) -> list[str]:
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
         """The tokens of a text, as strings of the vocabulary."""
-        return self.convert_ids_to_tokens(
-            self(text, pair, add_special_tokens=add_special_tokens, **kwargs).input_ids
-        )
+        return self.convert_ids_to_tokens(self(text, pair, add_special_tokens=add_special_tokens, **kwargs).input_ids)
 
     def _read_texts(self, text: Any, text_pair: Any, words: bool) -> tuple[bool, list[Any]]:
         """Whether it is a batch, and what the Rust tokenizer takes: texts or (text, pair) tuples."""
@@ -344,20 +334,14 @@ class PreTrainedTokenizerFast:
             _check_texts("text_pair", [text_pair], words)
             return False, [(text, text_pair)]
         if text_pair is None:
-            pairs = (
-                not words
-                and bool(text)
-                and all(isinstance(item, list | tuple) and len(item) == 2 for item in text)
-            )
+            pairs = not words and bool(text) and all(isinstance(item, list | tuple) and len(item) == 2 for item in text)
             if pairs:
                 first, second = map(list, zip(*text, strict=True))
                 return self._read_texts(first, second, words)
             _check_texts("text", text, words)
             return True, text
         if not isinstance(text_pair, list) or len(text) != len(text_pair):
-            received = (
-                f"a list of {len(text_pair)}" if isinstance(text_pair, list) else type(text_pair).__name__
-            )
+            received = f"a list of {len(text_pair)}" if isinstance(text_pair, list) else type(text_pair).__name__
             raise TokenizerError(
                 "text and text_pair do not fit together",
                 [f"text_pair: got {received}, expected a list of {len(text)}, as many as text has"],
@@ -386,9 +370,7 @@ class PreTrainedTokenizerFast:
         verbose: bool,
     ) -> BatchEncoding:
         asked_length = max_length
-        padding, truncation, max_length = self._strategies(
-            padding, truncation, max_length, pad_to_multiple_of, verbose
-        )
+        padding, truncation, max_length = self._strategies(padding, truncation, max_length, pad_to_multiple_of, verbose)
         setting = None
         if truncation != "do_not_truncate":
             setting = {
@@ -400,9 +382,7 @@ class PreTrainedTokenizerFast:
             has_pairs = bool(inputs) and isinstance(inputs[0], tuple)
             reserved = self.num_special_tokens_to_add(has_pairs) if add_special_tokens else 0
             if max_length < reserved:
-                raise TokenizerError(
-                    f"max_length: got {max_length}, expected room for the {reserved} special tokens"
-                )
+                raise TokenizerError(f"max_length: got {max_length}, expected room for the {reserved} special tokens")
             if not 0 <= stride < max(max_length - reserved, 1):
                 raise TokenizerError(
                     f"stride: got {stride}, expected 0 to {max(max_length - reserved, 1) - 1}, under what "
@@ -430,8 +410,7 @@ class PreTrainedTokenizerFast:
             "input_ids": [encoding.ids for encoding in encodings],
             "token_type_ids": return_token_type_ids and [encoding.type_ids for encoding in encodings],
             "attention_mask": return_attention_mask and [encoding.attention_mask for encoding in encodings],
-            "special_tokens_mask": return_special_tokens_mask
-            and [row.special_tokens_mask for row in encodings],
+            "special_tokens_mask": return_special_tokens_mask and [row.special_tokens_mask for row in encodings],
             "offset_mapping": return_offsets_mapping and [encoding.offsets for encoding in encodings],
             "length": return_length and [len(encoding) for encoding in encodings],
             "overflow_to_sample_mapping": return_overflowing_tokens and samples,
@@ -440,9 +419,7 @@ class PreTrainedTokenizerFast:
         self._warn_if_too_long(longest, asked_length, verbose)
         return BatchEncoding({key: rows for key, rows in columns.items() if rows is not False}, encodings)
 
-    def _pad_encodings(
-        self, encodings: list[Encoding], padding: str, max_length: int | None, multiple: int | None
-    ) -> None:
+    def _pad_encodings(self, encodings: list[Encoding], padding: str, max_length: int | None, multiple: int | None) -> None:
         if padding == "do_not_pad" or not encodings:
             return
         length = max_length if padding == "max_length" else max(map(len, encodings))
@@ -549,15 +526,11 @@ class PreTrainedTokenizerFast:
 
     # ------------------------------------------------------------------------------- ids to inputs
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
         """Put the special tokens around the ids of one text or of a pair; this base class adds none."""
         return [*token_ids_0, *(token_ids_1 or ())]
 
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
+    def create_token_type_ids_from_sequences(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
         """The types of `build_inputs_with_special_tokens`: 0 for the first text, 1 for the second."""
         first = len(self.build_inputs_with_special_tokens(token_ids_0))
         both = len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
@@ -582,17 +555,12 @@ class PreTrainedTokenizerFast:
         """
         if already_has_special_tokens:
             if token_ids_1 is not None:
-                raise TokenizerError(
-                    "token_ids_1: expected None, because token_ids_0 has its special tokens already"
-                )
+                raise TokenizerError("token_ids_1: expected None, because token_ids_0 has its special tokens already")
             special = set(self.all_special_ids)
             return [int(token_id in special) for token_id in token_ids_0]
         # Whatever stands in the texts is no special token here: mark it with an id that no vocabulary holds.
         second = None if token_ids_1 is None else [-1] * len(token_ids_1)
-        return [
-            int(token_id != -1)
-            for token_id in self.build_inputs_with_special_tokens([-1] * len(token_ids_0), second)
-        ]
+        return [int(token_id != -1) for token_id in self.build_inputs_with_special_tokens([-1] * len(token_ids_0), second)]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens encoding a text, or a pair, adds."""
@@ -637,9 +605,7 @@ class PreTrainedTokenizerFast:
             TokenizerError: overflow of a pair with "longest_first", or arguments that do not fit together.
         """
         asked_length = max_length
-        padding, truncation, max_length = self._strategies(
-            padding, truncation, max_length, pad_to_multiple_of, verbose
-        )
+        padding, truncation, max_length = self._strategies(padding, truncation, max_length, pad_to_multiple_of, verbose)
         if return_overflowing_tokens and truncation == "longest_first" and pair_ids is not None:
             raise TokenizerError(
                 "overflowing tokens of a pair are not defined for 'longest_first'",
@@ -649,9 +615,7 @@ class PreTrainedTokenizerFast:
         total = len(ids) + len(pair_ids or ()) + (len(around) if add_special_tokens else 0)
         overflow: list[int] = []
         if truncation != "do_not_truncate" and max_length is not None and total > max_length:
-            ids, pair_ids, overflow = self._truncate_ids(
-                ids, pair_ids, total - max_length, truncation, stride
-            )
+            ids, pair_ids, overflow = self._truncate_ids(ids, pair_ids, total - max_length, truncation, stride)
 
         columns: dict[str, Any] = {}
         if return_overflowing_tokens:
@@ -665,9 +629,7 @@ class PreTrainedTokenizerFast:
             columns["input_ids"] = [*ids, *(pair_ids or ())]
             types = [0] * len(ids) + [0] * len(pair_ids or ())
             special_mask = [0] * len(types)
-        if return_token_type_ids or (
-            return_token_type_ids is None and "token_type_ids" in self.model_input_names
-        ):
+        if return_token_type_ids or (return_token_type_ids is None and "token_type_ids" in self.model_input_names):
             columns["token_type_ids"] = types
         if return_special_tokens_mask:
             columns["special_tokens_mask"] = special_mask
@@ -706,18 +668,14 @@ class PreTrainedTokenizerFast:
         if not isinstance(encoded_inputs, Mapping):
             rows = list(encoded_inputs)
             names = list(rows[0]) if rows else []
-            other = [
-                f"row {i}: got {list(row)}" for i, row in enumerate(rows) if row.keys() != rows[0].keys()
-            ]
+            other = [f"row {i}: got {list(row)}" for i, row in enumerate(rows) if row.keys() != rows[0].keys()]
             if other:
                 raise TokenizerError(f"pad: expected {names} in every row, as in the first", other[:5])
             encoded_inputs = {name: [row[name] for row in rows] for name in names or ["input_ids"]}
         if "input_ids" not in encoded_inputs:
             raise TokenizerError(f"pad: got {list(encoded_inputs)}, expected input_ids among them")
         if len(encoded_inputs["input_ids"]) == 0:
-            return BatchEncoding(
-                {**encoded_inputs, **({"attention_mask": []} if return_attention_mask else {})}
-            )
+            return BatchEncoding({**encoded_inputs, **({"attention_mask": []} if return_attention_mask else {})})
         return_tensors = return_tensors or tensor_kind(encoded_inputs["input_ids"])
         columns = {key: to_python(value) for key, value in encoded_inputs.items()}
         padding, _, max_length = self._strategies(padding, False, max_length, pad_to_multiple_of, verbose)
@@ -740,9 +698,7 @@ class PreTrainedTokenizerFast:
             )
             for i in range(count)
         ]
-        return BatchEncoding(
-            {key: [row[key] for row in padded] for key in padded[0]}, tensor_type=return_tensors
-        )
+        return BatchEncoding({key: [row[key] for row in padded] for key in padded[0]}, tensor_type=return_tensors)
 
     def _pad_row(
         self,
@@ -753,9 +709,7 @@ class PreTrainedTokenizerFast:
         return_attention_mask: bool | None,
     ) -> dict[str, Any]:
         row, length = dict(row), len(row["input_ids"])
-        if return_attention_mask or (
-            return_attention_mask is None and "attention_mask" in self.model_input_names
-        ):
+        if return_attention_mask or (return_attention_mask is None and "attention_mask" in self.model_input_names):
             row.setdefault("attention_mask", [1] * length)
         if padding == "do_not_pad":
             return row
@@ -821,11 +775,7 @@ class PreTrainedTokenizerFast:
             TokenizerError: a negative id, or several rows at once.
         """
         text = self._decode_ids(self._flat_ids(token_ids), skip_special_tokens)
-        clean_up = (
-            self.clean_up_tokenization_spaces
-            if clean_up_tokenization_spaces is None
-            else clean_up_tokenization_spaces
-        )
+        clean_up = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         return self.clean_up_tokenization(text) if clean_up else text
 
     def batch_decode(
@@ -836,10 +786,7 @@ class PreTrainedTokenizerFast:
         **kwargs: Any,
     ) -> list[str]:
         """The text of every row of a batch: lists, an array or a tensor of shape (rows, tokens)."""
-        return [
-            self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
-            for row in to_python(sequences)
-        ]
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **kwargs) for row in to_python(sequences)]
 
     def _decode_ids(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -848,9 +795,7 @@ class PreTrainedTokenizerFast:
         ids = to_python(token_ids)
         ids = ids if isinstance(ids, list) else [ids]
         if any(isinstance(token_id, list | tuple) for token_id in ids):
-            raise TokenizerError(
-                "got several rows of ids, expected one", remedy="Use batch_decode for a batch."
-            )
+            raise TokenizerError("got several rows of ids, expected one", remedy="Use batch_decode for a batch.")
         negative = sorted({token_id for token_id in ids if token_id < 0})
         if negative:
             raise TokenizerError(
@@ -936,9 +881,7 @@ class PreTrainedTokenizerFast:
         """The same as `added_tokens_encoder`."""
         return self.added_tokens_encoder
 
-    def add_tokens(
-        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
-    ) -> int:
+    def add_tokens(self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
         """Add tokens at the end of the vocabulary; resize the model's embeddings afterwards.
 
         Args:
@@ -952,9 +895,7 @@ class PreTrainedTokenizerFast:
         size = len(self)
         known = self.added_tokens_encoder
         # A known token given by name keeps its properties; an AddedToken replaces them.
-        tokens = [
-            token for token in tokens if special_tokens or not isinstance(token, str) or token not in known
-        ]
+        tokens = [token for token in tokens if special_tokens or not isinstance(token, str) or token not in known]
         if special_tokens:
             self._backend.add_special_tokens(tokens)
         else:
@@ -962,9 +903,7 @@ class PreTrainedTokenizerFast:
         self._idle = [self._backend]
         return len(self) - size
 
-    def add_special_tokens(
-        self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
-    ) -> int:
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True) -> int:
         """Set special tokens by name, adding to the vocabulary those that it lacks.
 
         Args:
@@ -979,9 +918,7 @@ class PreTrainedTokenizerFast:
         """
         unknown = [name for name in special_tokens_dict if name not in SPECIAL_TOKENS]
         if unknown:
-            raise TokenizerError(
-                "unknown special tokens", unknown, f"Use one of {', '.join(SPECIAL_TOKENS)}."
-            )
+            raise TokenizerError("unknown special tokens", unknown, f"Use one of {', '.join(SPECIAL_TOKENS)}.")
         tokens: list[AddedToken] = []
         for name, value in special_tokens_dict.items():
             if name != "additional_special_tokens":
@@ -991,9 +928,7 @@ class PreTrainedTokenizerFast:
                 continue
             old = [] if replace_additional_special_tokens else list(self._special[name])
             known = {str_of(token) for token in old}
-            new = [
-                self._special_token(name, token) for token in value if str_of(token_of(token)) not in known
-            ]
+            new = [self._special_token(name, token) for token in value if str_of(token_of(token)) not in known]
             self._special[name] = old + new
             tokens += new
         return self.add_tokens(tokens, special_tokens=True)
@@ -1048,9 +983,7 @@ class PreTrainedTokenizerFast:
         """The same with `AddedToken`, which says how a token matches, where the vocabulary has one."""
         known = {token.content: token for token in self.added_tokens_decoder.values()}
         return {
-            name: [known.get(token, token) for token in value]
-            if isinstance(value, list)
-            else known.get(value, value)
+            name: [known.get(token, token) for token in value] if isinstance(value, list) else known.get(value, value)
             for name, value in self.special_tokens_map.items()
         }
 
@@ -1096,9 +1029,7 @@ class PreTrainedTokenizerFast:
         if given:
             return {}
         found = {
-            argument: str(directory / name)
-            for argument, name in cls.vocab_files_names.items()
-            if (directory / name).is_file()
+            argument: str(directory / name) for argument, name in cls.vocab_files_names.items() if (directory / name).is_file()
         }
         if "tokenizer_file" in found:
             return {"tokenizer_file": found["tokenizer_file"]}
@@ -1112,9 +1043,7 @@ class PreTrainedTokenizerFast:
             )
         return found
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the vocabulary files.
 
         `from_pretrained` of this class, and of the class of the same name in transformers, reads the
@@ -1130,8 +1059,7 @@ class PreTrainedTokenizerFast:
         contents = {
             CONFIG_FILE: self._config(),
             SPECIAL_TOKENS_FILE: {
-                name: plain_token(value, special=False)
-                for name, value in self.special_tokens_map_extended.items()
+                name: plain_token(value, special=False) for name, value in self.special_tokens_map_extended.items()
             },
             TOKENIZER_FILE: self._backend_state(),
         }
@@ -1142,9 +1070,7 @@ class PreTrainedTokenizerFast:
             written.append(str(path))
         return (*written, *self.save_vocabulary(save_directory, filename_prefix))
 
-    def save_vocabulary(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
+    def save_vocabulary(self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary alone (vocab.txt, or vocab.json and merges.txt), without added tokens."""
         try:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -1157,9 +1083,7 @@ class PreTrainedTokenizerFast:
         return {
             **{key: plain_token(value) for key, value in self.init_kwargs.items()},
             **self.special_tokens_map,
-            "added_tokens_decoder": {
-                str(key): plain_token(token) for key, token in self.added_tokens_decoder.items()
-            },
+            "added_tokens_decoder": {str(key): plain_token(token) for key, token in self.added_tokens_decoder.items()},
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
@@ -1177,12 +1101,8 @@ class PreTrainedTokenizerFast:
         state["truncation"] = state["padding"] = None
         merges = state["model"].get("merges")
         # `tokenizers` before 0.20 reads a merge only as one string, which is ambiguous only with spaces.
-        if merges and not any(
-            " " in part for merge in merges for part in merge if not isinstance(merge, str)
-        ):
-            state["model"]["merges"] = [
-                merge if isinstance(merge, str) else " ".join(merge) for merge in merges
-            ]
+        if merges and not any(" " in part for merge in merges for part in merge if not isinstance(merge, str)):
+            state["model"]["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
         return state
 
     def __getstate__(self) -> dict[str, Any]:

@@ -116,9 +116,7 @@ class BatchEncoding(dict):
         """Whether alignment information is there."""
         return self.encodings is not None
 
-    def convert_to_tensors(
-        self, tensor_type: str | None = None, prepend_batch_axis: bool = False
-    ) -> BatchEncoding:
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
         """Turn every value into a tensor, in place; what is a tensor of that kind already stays as it is.
 
         Args:
@@ -192,16 +190,12 @@ class BatchEncoding(dict):
         span = row.token_to_chars(index)
         return span and CharSpan(*span)
 
-    def char_to_token(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
+    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int | None:
         """The token that covers a character of text `sequence_index`; None for a blank."""
         row, index = self._position(batch_or_char_index, char_index)
         return row.char_to_token(index, sequence_index)
 
-    def char_to_word(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
+    def char_to_word(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> int | None:
         """The word that covers a character of text `sequence_index`."""
         row, index = self._position(batch_or_char_index, char_index)
         return row.char_to_word(index, sequence_index)
@@ -288,9 +282,7 @@ def register_pytrees() -> None:
 _REGISTERED: set[str] = set()
 
 
-def _restore(
-    data: dict[str, Any], encodings: list[Encoding] | None, n_sequences: int | None
-) -> BatchEncoding:
+def _restore(data: dict[str, Any], encodings: list[Encoding] | None, n_sequences: int | None) -> BatchEncoding:
     return BatchEncoding(data, encodings, n_sequences=n_sequences)
 
 
@@ -306,9 +298,7 @@ def _number_array(value: Any) -> np.ndarray:
 
 def _converter(tensor_type: str) -> tuple[Any, Any]:
     if tensor_type not in TENSOR_TYPES:
-        raise TokenizerError(
-            f"return_tensors: got {tensor_type!r}, expected None, {', '.join(map(repr, TENSOR_TYPES))}"
-        )
+        raise TokenizerError(f"return_tensors: got {tensor_type!r}, expected None, {', '.join(map(repr, TENSOR_TYPES))}")
     if tensor_type == "np":
         return (lambda array: array), (lambda value: isinstance(value, np.ndarray))
     module = {"pt": "torch", "tf": "tensorflow"}[tensor_type]

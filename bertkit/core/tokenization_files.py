@@ -77,9 +77,7 @@ def read_arguments(directory: Path) -> dict[str, Any]:
             named = {_content(arguments.get(name)) for name in NAMED_TOKENS}
             extra = {_content(token) for token in arguments.get("additional_special_tokens") or ()}
             arguments["added_tokens_decoder"] = {
-                token_id: AddedToken(
-                    token, special=token in named | extra, normalized=token not in named | extra
-                )
+                token_id: AddedToken(token, special=token in named | extra, normalized=token not in named | extra)
                 for token, token_id in added.items()
             }
     return arguments

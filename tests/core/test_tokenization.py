@@ -188,7 +188,7 @@ def test_tokenizer_config_is_honoured(padding, tmp_path):
     }
     folder = checkpoint(tmp_path, FILES["small"]["cased"], tokenizer_config=config)
     tokenizer = tokenization.BertTokenizer.from_pretrained(folder, padding_side="right")
-    assert tokenizer(FIRST, truncation=True).input_ids == made("small", "cased")(FIRST).input_ids[:6] + [4]
+    assert tokenizer(FIRST, truncation=True).input_ids == [*made("small", "cased")(FIRST).input_ids[:6], 4]
     assert (tokenizer.padding_side, tokenizer.model_max_length, tokenizer.pad_token) == ("right", 7, "[UNK]")
     assert tokenizer.tokenize("a [MASK] <new>")[-2:] == ["[MASK]", "<new>"]
     assert tokenizer.convert_tokens_to_ids("<new>") == 300
@@ -238,9 +238,7 @@ def test_mask_of_special_tokens_follows_the_call(name):
     assert tokenizer.build_inputs_with_special_tokens(first, second) == called.input_ids
     assert tokenizer.get_special_tokens_mask(first, second) == called.special_tokens_mask
     assert tokenizer.create_token_type_ids_from_sequences(first, second) == called.token_type_ids
-    prepared = tokenizer.prepare_for_model(
-        first, second, return_special_tokens_mask=True, return_token_type_ids=True
-    )
+    prepared = tokenizer.prepare_for_model(first, second, return_special_tokens_mask=True, return_token_type_ids=True)
     assert prepared == called
     assert tokenizer.encode(tokenizer.tokenize(FIRST)) == tokenizer.encode(first) == tokenizer.encode(FIRST)
 
@@ -258,8 +256,8 @@ def test_tensors(kind, module, dtype):
         assert (batch[key].numpy() if kind == "tf" else batch[key]).tolist() == rows
         assert dtype in str(batch[key].dtype)
     assert tuple(batch.offset_mapping.shape) == (*batch.input_ids.shape, 2)
-    assert tuple(tokenizer(FIRST, return_tensors=kind).input_ids.shape)[0] == 1
-    assert tuple(tokenizer.encode(FIRST, return_tensors=kind).shape)[0] == 1
+    assert tuple(tokenizer("x", return_tensors=kind).input_ids.shape) == (1, 3)
+    assert tuple(tokenizer.encode("x", return_tensors=kind).shape) == (1, 3)
     assert tuple(tokenizer([], return_tensors=kind).input_ids.shape) == (0, 0)
     assert tuple(tokenizer("", add_special_tokens=False, return_tensors=kind).input_ids.shape) == (1, 0)
     assert tokenizer.batch_decode(batch.input_ids) == tokenizer.batch_decode(lists.input_ids)
@@ -343,9 +341,7 @@ def test_pad_leaves_other_columns_alone():
     together = tokenizer([FIRST, "x"], padding=True, pad_to_multiple_of=4)
     assert {key: padded[key].tolist() for key in together} == together
     with pytest.raises(TokenizerError, match="labels"):
-        tokenizer.pad(
-            [{"input_ids": [1], "labels": [1]}, {"input_ids": [2], "labels": []}], return_tensors="np"
-        )
+        tokenizer.pad([{"input_ids": [1], "labels": [1]}, {"input_ids": [2], "labels": []}], return_tensors="np")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -383,9 +379,7 @@ def test_long_sequences_warn_once():
         assert len(tokenizer(FIRST, max_length=5).input_ids) == 5
 
 
-@pytest.mark.parametrize(
-    ("errors", "expected"), [("replace", "a\ufffdb"), ("ignore", "ab"), ("strict", TokenizerError)]
-)
+@pytest.mark.parametrize(("errors", "expected"), [("replace", "a\ufffdb"), ("ignore", "ab"), ("strict", TokenizerError)])
 def test_errors_of_byte_decoding(errors, expected):
     tokenizer = tokenization.RobertaTokenizer(**FILES["small"]["roberta"], errors=errors)
     ids = tokenizer.convert_tokens_to_ids(["<s>", "a", "ê", "b", "</s>"])  # the byte 0xEA begins a character
