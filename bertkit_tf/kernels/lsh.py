@@ -92,7 +92,8 @@ def gaussian_hash(
     projections_NDK = tf.cast(projections_NDK, tf.float32)
 
     def codes(x_BNLD: Tensor, mask_BL: Tensor) -> Tensor:
-        projected_BNLK = tf.cast(x_BNLD, tf.float32) @ projections_NDK
+        # Not a matmul that broadcasts over the batch: oneDNN's writes past its buffers (TensorFlow 2.21).
+        projected_BNLK = tf.einsum("bnld,ndk->bnlk", tf.cast(x_BNLD, tf.float32), projections_NDK)
         batch, heads, count, _ = _sizes(projected_BNLK)
         bits_BNLMT = tf.reshape(projected_BNLK > 0, (batch, heads, count, num_hash, hash_code_len))
         return _finished(_codes(bits_BNLMT, axis=-1), mask_BL, 1, tf.int32)
