@@ -369,24 +369,23 @@ class PreTrainedTokenizerFast:
         return_length: bool,
         verbose: bool,
     ) -> BatchEncoding:
-        asked_length = max_length
-        padding, truncation, max_length = self._strategies(padding, truncation, max_length, pad_to_multiple_of, verbose)
+        padding, truncation, length = self._strategies(padding, truncation, max_length, pad_to_multiple_of, verbose)
         setting = None
         if truncation != "do_not_truncate":
             setting = {
-                "max_length": max_length,
+                "max_length": length,
                 "stride": stride,
                 "strategy": truncation,
                 "direction": self.truncation_side,
             }
             has_pairs = bool(inputs) and isinstance(inputs[0], tuple)
             reserved = self.num_special_tokens_to_add(has_pairs) if add_special_tokens else 0
-            if max_length < reserved:
-                raise TokenizerError(f"max_length: got {max_length}, expected room for the {reserved} special tokens")
-            if not 0 <= stride < max(max_length - reserved, 1):
+            if length < reserved:
+                raise TokenizerError(f"max_length: got {length}, expected room for the {reserved} special tokens")
+            if not 0 <= stride < max(length - reserved, 1):
                 raise TokenizerError(
-                    f"stride: got {stride}, expected 0 to {max(max_length - reserved, 1) - 1}, under what "
-                    f"max_length={max_length} holds beside the {reserved} special tokens"
+                    f"stride: got {stride}, expected 0 to {max(length - reserved, 1) - 1}, under what "
+                    f"max_length={length} holds beside the {reserved} special tokens"
                 )
         try:
             with self._leased(setting) as backend:
@@ -395,7 +394,7 @@ class PreTrainedTokenizerFast:
                 )
         except Exception as error:  # the Rust library raises bare exceptions
             raise TokenizerError(f"cannot encode: {error}") from error
-        self._pad_encodings(encodings, padding, max_length, pad_to_multiple_of)
+        self._pad_encodings(encodings, padding, length, pad_to_multiple_of)
 
         samples = [0] * len(encodings)
         if return_overflowing_tokens:
@@ -416,10 +415,10 @@ class PreTrainedTokenizerFast:
             "overflow_to_sample_mapping": return_overflowing_tokens and samples,
         }
         longest = max(map(len, encodings), default=0)
-        self._warn_if_too_long(longest, asked_length, verbose)
+        self._warn_if_too_long(longest, max_length, verbose)
         return BatchEncoding({key: rows for key, rows in columns.items() if rows is not False}, encodings)
 
-    def _pad_encodings(self, encodings: list[Encoding], padding: str, max_length: int | None, multiple: int | None) -> None:
+    def _pad_encodings(self, encodings: list[Encoding], padding: str, max_length: Any, multiple: int | None) -> None:
         if padding == "do_not_pad" or not encodings:
             return
         length = max_length if padding == "max_length" else max(map(len, encodings))
@@ -461,8 +460,8 @@ class PreTrainedTokenizerFast:
         max_length: int | None,
         multiple: int | None,
         verbose: bool,
-    ) -> tuple[str, str, int | None]:
-        """Names for padding and truncation, and the length that they use."""
+    ) -> tuple[str, str, Any]:
+        """Names for padding and truncation, and the length: an integer wherever one of the two uses it."""
         if max_length is not None and padding is False and truncation is None:
             self._warn_once(
                 "implicit truncation",
@@ -503,7 +502,7 @@ class PreTrainedTokenizerFast:
                 "padding needs a padding token, and this tokenizer has none",
                 remedy="Set tokenizer.pad_token, or add one: add_special_tokens({'pad_token': '[PAD]'}).",
             )
-        if padding != "do_not_pad" and truncation != "do_not_truncate" and multiple and max_length % multiple:
+        if padding != "do_not_pad" and truncation != "do_not_truncate" and multiple and (max_length or 0) % multiple:
             raise TokenizerError(
                 f"max_length: got {max_length}, expected a multiple of pad_to_multiple_of={multiple} "
                 "when rows are truncated and padded"
@@ -704,7 +703,7 @@ class PreTrainedTokenizerFast:
         self,
         row: dict[str, Any],
         padding: str,
-        max_length: int | None,
+        max_length: Any,
         multiple: int | None,
         return_attention_mask: bool | None,
     ) -> dict[str, Any]:
@@ -833,7 +832,7 @@ class PreTrainedTokenizerFast:
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
         return [self._backend.id_to_token(token_id) for token_id in flat if token_id not in skipped]
 
-    def _ids_of(self, tokens: Sequence[str] | Sequence[int]) -> list[int]:
+    def _ids_of(self, tokens: Sequence[Any]) -> list[int]:
         if all(isinstance(token, str) for token in tokens):
             return self.convert_tokens_to_ids(list(tokens))
         return self._flat_ids(list(tokens))
@@ -922,18 +921,19 @@ class PreTrainedTokenizerFast:
         tokens: list[AddedToken] = []
         for name, value in special_tokens_dict.items():
             if name != "additional_special_tokens":
-                token = self._special_token(name, value)
+                token = self._special_token(value)
                 self._special[name] = token
                 tokens.append(token)
                 continue
             old = [] if replace_additional_special_tokens else list(self._special[name])
             known = {str_of(token) for token in old}
-            new = [self._special_token(name, token) for token in value if str_of(token_of(token)) not in known]
+            new = [self._special_token(token) for token in value if str_of(token_of(token)) not in known]
             self._special[name] = old + new
             tokens += new
         return self.add_tokens(tokens, special_tokens=True)
 
-    def _special_token(self, name: str, token: str | AddedToken | Mapping[str, Any]) -> AddedToken:
+    @staticmethod
+    def _special_token(token: Any) -> AddedToken:
         token = token_of(token)
         return AddedToken(token, special=True, normalized=False) if isinstance(token, str) else token
 
@@ -946,9 +946,9 @@ class PreTrainedTokenizerFast:
             token = self._special[name]
             if token is not None:
                 # What a file says about a token (stripping, say) wins over a bare name in the arguments.
-                tokens.setdefault(str_of(token), self._special_token(name, token))
+                tokens.setdefault(str_of(token), self._special_token(token))
         for token in self._special["additional_special_tokens"]:
-            tokens.setdefault(str_of(token), self._special_token("additional_special_tokens", token))
+            tokens.setdefault(str_of(token), self._special_token(token))
         special = set(self.all_special_tokens)
         for content, token in tokens.items():
             if content not in known:

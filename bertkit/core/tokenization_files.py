@@ -108,7 +108,7 @@ def _content(token: Any) -> str | None:
     return token["content"] if isinstance(token, Mapping) else None if token is None else str_of(token)
 
 
-def token_of(token: Any) -> str | AddedToken | None:
+def token_of(token: Any) -> Any:
     """A token from an argument or from JSON, where an `AddedToken` is a mapping."""
     if isinstance(token, Mapping):
         fields = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -145,11 +145,11 @@ def read_merges(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
         lines = Path(path).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"cannot read the merges {path}: {error}") from error
-    pairs = [tuple(line.split()) for line in lines[lines[0].startswith("#version") :] if line]
-    wrong = [" ".join(pair) for pair in pairs if len(pair) != 2]
+    rows = [line.split() for line in lines[lines[0].startswith("#version") :] if line]
+    wrong = [" ".join(row) for row in rows if len(row) != 2]
     if wrong:
         raise TokenizerError(f"{path}: every line must be two symbols", wrong[:5])
-    return pairs
+    return [(first, second) for first, second in rows]
 
 
 def read_vocab_json(path: str | os.PathLike[str]) -> dict[str, int]:
