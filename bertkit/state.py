@@ -47,7 +47,7 @@ def from_numpy(array: np.ndarray, like: Tensor | None = None, **options: Any) ->
     """A tensor with memory of its own, with the dtype and device of `like` unless `options` say otherwise."""
     if like is not None:
         options = {"dtype": like.dtype, "device": like.device, **options}
-    return torch.from_numpy(np.ascontiguousarray(array)).to(copy=True, **options)
+    return torch.from_numpy(np.array(array)).to(**options)
 
 
 def lazy_tensors(model: nn.Module, params: Mapping[str, Param]) -> dict[str, LazyTensor]:
