@@ -1,7 +1,7 @@
 """The random numbers of YOSO's hash functions, the same in every framework.
 
-Everything is read from one stream of 64-bit words: Philox4x64-10 with the seed as its key, the only kind of stream
-that NumPy promises never to change. PyTorch and TensorFlow receive the arrays and therefore hash alike.
+Everything is read from one stream of 64-bit words: Philox4x64-10 with the seed as its key, the only kind of
+stream that NumPy promises never to change. PyTorch and TensorFlow receive the arrays, and so hash alike.
 
 Shape suffixes: N heads, P parts of one fast hash (d // tau hash functions each), D padded head size d.
 """
@@ -102,8 +102,8 @@ def random_projections(
 ) -> NDArray[np.float32]:
     """Draw the Gaussian projections of `gaussian_hash`.
 
-    Words 2i and 2i + 1 of the stream give normal numbers 2i and 2i + 1 (in C order) by the Box-Muller transform of
-    their upper 53 bits, in float64, rounded to float32.
+    Words 2i and 2i + 1 of the stream give normal numbers 2i and 2i + 1 (in C order) by the Box-Muller
+    transform of their upper 53 bits, in float64, rounded to float32.
 
     Args:
         seed: any non-negative integer below 2**128.
@@ -137,5 +137,5 @@ def random_projections(
 
 def _words(seed: int, count: int) -> NDArray[np.uint64]:
     if not 0 <= seed < 1 << 128:
-        raise InputError("impossible hash functions", [f"seed: got {seed}, expected at least 0 and below 2**128"])
+        raise InputError("impossible seed", [f"seed: got {seed}, expected at least 0 and below 2**128"])
     return np.random.Philox(key=seed).random_raw(count)

@@ -1,14 +1,15 @@
-"""YOSO attention in portable PyTorch: hashing, sampling by hash tables, the expectation, and the paper's gradients.
+"""YOSO attention in portable PyTorch: hashing, sampling by hash tables, the expectation, their gradients.
 
-Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli Sampling", arXiv 2111.09714.
-`bertkit.core.reference.lsh` states the same operations in a few lines of NumPy each.
+Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli Sampling",
+arXiv 2111.09714. `bertkit.core.reference.lsh` states the same operations in a few lines of NumPy each.
 
-The operations with loops are custom operators: `torch.compile` and `torch.export` keep each as one node, and a faster
-implementation for a device can be registered under the same name. No operation holds a matrix of size [L, S].
+The operations with loops are custom operators: `torch.compile` and `torch.export` keep each as one node, and
+a faster implementation for a device can be registered under the same name. No operation holds a matrix of
+size [L, S].
 
-Shape suffixes: B batch, N heads, G = B * N groups, L queries, S keys, D head size, E value size, W weight size,
-M hash functions (m in the paper), P parts of one fast hash, R rows of a block, T tiles. tau is `hash_code_len`.
-Masks are 1 (keep) or 0 (drop), of any dtype.
+Shape suffixes: B batch, N heads, G = B * N groups, L queries, S keys, D head size, E value size, W weight
+size, M hash functions (m in the paper), P parts of one fast hash, R rows of a block, T tiles. tau is
+`hash_code_len`. Masks are 1 (keep) or 0 (drop), of any dtype.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from bertkit.core.hashing import hash_layout
 
 LONGEST_PAIRWISE = 8192
-"""Up to this length, sampled gradients count the collisions of all pairs (in blocks), which is quadratic but faster."""
+"""Up to this length, sampled gradients compare all pairs of codes (in blocks): quadratic, but faster."""
 
 
 def fast_hash(
@@ -105,8 +106,8 @@ def lsh_cumulation(
 ) -> Tensor:
     """Sum the values of the keys that collide with each query, averaged over the hash functions.
 
-    Linear in L and S: for one hash function after the other, keys add their values to the buckets of a table and
-    queries read their bucket. Sums are float32 at least. Differentiable in the values.
+    Linear in L and S: for one hash function after the other, keys add their values to the buckets of a table
+    and queries read their bucket. Sums are float32 at least. Differentiable in the values.
 
     Args:
         query_mask_BL, key_mask_BS: a masked query gets 0, a masked key gives nothing.
@@ -123,7 +124,9 @@ def lsh_cumulation(
         >>> lsh_cumulation(mask, codes, mask, codes, value, hashtable_capacity=2).flatten()
         tensor([5., 2., 5.])
     """
-    return _cumulate(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, value_BNSE, hashtable_capacity)
+    return _cumulate(
+        query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, value_BNSE, hashtable_capacity
+    )
 
 
 def lsh_weighted_cumulation(
@@ -152,15 +155,15 @@ def lsh_weighted_cumulation(
         tensor([17.,  8., 68.])
     """
     return _cumulate_weighted(
-        query_mask_BL, query_codes_BNLM, query_weight_BNLW, key_mask_BS, key_codes_BNSM, key_weight_BNSW, value_BNSE,
-        hashtable_capacity,
+        query_mask_BL, query_codes_BNLM, query_weight_BNLW, key_mask_BS, key_codes_BNSM, key_weight_BNSW,
+        value_BNSE, hashtable_capacity,
     )
 
 
 def expectation_weights(
     query_BNLD: Tensor, key_BNSD: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor, hash_code_len: int
 ) -> Tensor:
-    """The probability that query i and key j collide, `(1 - arccos(q.k) / pi)**tau`; 0 where either is masked.
+    """The probability that query i and key j collide, `(1 - arccos(q.k) / pi)**tau`; 0 if masked.
 
     Args:
         query_BNLD, key_BNSD: unit vectors.
@@ -187,8 +190,8 @@ def yoso_expectation(
 ) -> Tensor:
     """YOSO-E: attention with the expected collisions; quadratic in time, linear in memory.
 
-    Its gradient is the paper's: the true derivative of the collision probability is unbounded where query and key
-    align, so its lower bound tau / 2 times the probability stands in for it.
+    Its gradient is the paper's: the true derivative of the collision probability is unbounded where query and
+    key align, so its lower bound tau / 2 times the probability stands in for it.
 
     Args:
         query_BNLD, key_BNSD: unit vectors.
@@ -220,7 +223,8 @@ def yoso_sampling(
         hash_code_len: bits of a code.
         num_hash: hash functions.
         use_fast_hash: whether to hash by Hadamard transforms instead of Gaussian matrices.
-        lsh_backward: whether gradients count the same collisions; otherwise they are those of `yoso_expectation`.
+        lsh_backward: whether gradients count the same collisions; otherwise they are those of
+            `yoso_expectation`.
         hashes: signs for `fast_hash` or projections for `gaussian_hash`.
 
     Returns:
@@ -246,11 +250,11 @@ def yoso_sampling(
     )
 
 
-# ---- operators ------------------------------------------------------------------------------------------------
+# ---- operators ---------------------------------------------------------------------------
 
 
 def _operator(name: str) -> Callable[[Callable], torch.library.CustomOpDef]:
-    """Register a custom operator, whose arithmetic autocast leaves alone: it would compute angles in bfloat16."""
+    """Register a custom operator, computed as written: autocast would take angles in bfloat16."""
 
     def register(function: Callable) -> torch.library.CustomOpDef:
         @functools.wraps(function)
@@ -348,7 +352,8 @@ def _cumulate_weighted(
             values_TRE = value_GSE[g][key_rows]
             for columns in _blocks(query_weight.shape[3], key_rows.shape[0] * width, value.device):
                 outer_TWE = key_weight_GSW[g, :, columns][key_rows].mT @ values_TRE
-                table = outer_TWE.new_zeros(capacity, *outer_TWE.shape[1:]).index_add_(0, key_buckets, outer_TWE)
+                table = outer_TWE.new_zeros(capacity, *outer_TWE.shape[1:])
+                table.index_add_(0, key_buckets, outer_TWE)
                 read_TRE = query_weight_GLW[g, :, columns][query_rows] @ table[query_buckets]
                 output_GLE[g].index_add_(0, query_rows.flatten(), read_TRE.flatten(0, 1))
     return _finished(output_GLE[:, :-1], query_mask, 1.0 / num_hash, value.dtype)
@@ -366,12 +371,11 @@ def _save_cumulate_weighted(ctx, inputs, output) -> None:
 
 def _cumulate_weighted_backward(ctx, grad):
     query_mask, query_codes, query_weight, key_mask, key_codes, key_weight, value = ctx.saved_tensors
-    queries, keys = (query_mask, query_codes), (key_mask, key_codes)
-    return (
-        None, None, _cumulate_weighted(*queries, grad, *keys, value, key_weight, ctx.capacity).to(query_weight.dtype),
-        None, None, _cumulate_weighted(*keys, value, *queries, grad, query_weight, ctx.capacity).to(key_weight.dtype),
-        _cumulate_weighted(*keys, key_weight, *queries, query_weight, grad, ctx.capacity), None,
-    )  # fmt: skip
+    queries, keys, capacity = (query_mask, query_codes), (key_mask, key_codes), ctx.capacity
+    grad_query = _cumulate_weighted(*queries, grad, *keys, value, key_weight, capacity).to(query_weight.dtype)
+    grad_key = _cumulate_weighted(*keys, value, *queries, grad, query_weight, capacity).to(key_weight.dtype)
+    grad_value = _cumulate_weighted(*keys, key_weight, *queries, query_weight, grad, capacity)
+    return None, None, grad_query, None, None, grad_key, grad_value, None
 
 
 _cumulate_weighted.register_autograd(_cumulate_weighted_backward, setup_context=_save_cumulate_weighted)
@@ -410,7 +414,8 @@ _expectation.register_autograd(_expectation_backward, setup_context=_save_expect
 
 @_operator("yoso_expectation_gradients")
 def _expectation_gradients(
-    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor, hash_code_len: int
+    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor,
+    hash_code_len: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     def weights(rows: slice) -> Tensor:
         return _collision_probability(query_GLD[:, rows] @ key_GSD.mT, hash_code_len)
@@ -481,12 +486,12 @@ def _(query, key, value, query_mask, key_mask, query_codes, key_codes, grad, has
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-# ---- pieces ---------------------------------------------------------------------------------------------------
+# ---- pieces ------------------------------------------------------------------------------
 
 
 def _codes(bits_GMTL: Tensor) -> Tensor:
-    weights_T1 = 2 ** torch.arange(bits_GMTL.shape[2], dtype=torch.int32, device=bits_GMTL.device).unsqueeze(1)
-    return (bits_GMTL * weights_T1).sum(dim=2, dtype=torch.int32)
+    weights_T = 2 ** torch.arange(bits_GMTL.shape[2], dtype=torch.int32, device=bits_GMTL.device)
+    return (bits_GMTL * weights_T[:, None]).sum(dim=2, dtype=torch.int32)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -580,7 +585,8 @@ def _tiles(codes_BNS: Tensor, mask_BS: Tensor, capacity: int) -> tuple[Tensor, T
     # Masked rows go to a bucket behind the last one, whose tiles are dropped.
     codes_GS = codes_BNS.masked_fill((mask_BS == 0)[:, None, :], capacity).flatten(0, 1).long()
     codes_GS, order_GS = codes_GS.sort(dim=1, stable=True)
-    sizes = codes_GS.new_zeros(batch * heads, capacity + 1).scatter_add_(1, codes_GS, torch.ones_like(codes_GS))
+    sizes = codes_GS.new_zeros(batch * heads, capacity + 1)
+    sizes.scatter_add_(1, codes_GS, torch.ones_like(codes_GS))
     heights = (sizes + height - 1) // height * height
     place = torch.arange(count, device=codes_GS.device) + (
         (heights.cumsum(1) - heights) - (sizes.cumsum(1) - sizes)

@@ -1,14 +1,14 @@
-"""YOSO attention in portable TensorFlow: hashing, sampling by hash tables, the expectation, the paper's gradients.
+"""YOSO attention in portable TensorFlow: hashing, sampling by hash tables, the expectation, their gradients.
 
-Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli Sampling", arXiv 2111.09714.
-`bertkit.core.reference.lsh` states the same operations in a few lines of NumPy each.
+Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli Sampling",
+arXiv 2111.09714. `bertkit.core.reference.lsh` states the same operations in a few lines of NumPy each.
 
-Everything runs eagerly, in `tf.function` with unknown batch and lengths, and with `jit_compile=True`; loops are
-`tf.while_loop`, so that graphs stay small. No operation holds a matrix of size [L, S].
+Everything runs eagerly, in `tf.function` with unknown batch and lengths, and with `jit_compile=True`; loops
+are `tf.while_loop`, so that graphs stay small. No operation holds a matrix of size [L, S].
 
-Shape suffixes: B batch, N heads, G = B * N groups, L queries, S keys, D head size, E value size, W weight size,
-M hash functions (m in the paper), P parts of one fast hash, R rows of a block, T tiles. tau is `hash_code_len`.
-Masks are 1 (keep) or 0 (drop), of any dtype.
+Shape suffixes: B batch, N heads, G = B * N groups, L queries, S keys, D head size, E value size, W weight
+size, M hash functions (m in the paper), P parts of one fast hash, R rows of a block, T tiles. tau is
+`hash_code_len`. Masks are 1 (keep) or 0 (drop), of any dtype.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tensorflow import Tensor
 from bertkit.core.hashing import hash_layout
 
 LONGEST_PAIRWISE = 2048
-"""Up to this length, sampled gradients count the collisions of all pairs (in blocks), which is quadratic but faster."""
+"""Up to this length, sampled gradients compare all pairs of codes (in blocks): quadratic, but faster."""
 
 BLOCK_ROWS = 128
 """Queries whose weights for all keys exist at once."""
@@ -107,8 +107,8 @@ def lsh_cumulation(
 ) -> Tensor:
     """Sum the values of the keys that collide with each query, averaged over the hash functions.
 
-    Linear in L and S: for one hash function after the other, keys add their values to the buckets of a table and
-    queries read their bucket. Sums are float32 at least. Differentiable in the values.
+    Linear in L and S: for one hash function after the other, keys add their values to the buckets of a table
+    and queries read their bucket. Sums are float32 at least. Differentiable in the values.
 
     Args:
         query_mask_BL, key_mask_BS: a masked query gets 0, a masked key gives nothing.
@@ -169,17 +169,17 @@ def lsh_weighted_cumulation(
     """
 
     queries, keys = (query_mask_BL, query_codes_BNLM), (key_mask_BS, key_codes_BNSM)
+    capacity = hashtable_capacity
 
     @tf.custom_gradient
     def cumulate(query_weight: Tensor, key_weight: Tensor, value: Tensor) -> tuple[Tensor, Callable]:
         def gradient(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return (
-                tf.cast(lsh_weighted_cumulation(*queries, grad, *keys, value, key_weight, hashtable_capacity), query_weight.dtype),
-                tf.cast(lsh_weighted_cumulation(*keys, value, *queries, grad, query_weight, hashtable_capacity), key_weight.dtype),
-                lsh_weighted_cumulation(*keys, key_weight, *queries, query_weight, grad, hashtable_capacity),
-            )
+            grad_query = lsh_weighted_cumulation(*queries, grad, *keys, value, key_weight, capacity)
+            grad_key = lsh_weighted_cumulation(*keys, value, *queries, grad, query_weight, capacity)
+            grad_value = lsh_weighted_cumulation(*keys, key_weight, *queries, query_weight, grad, capacity)
+            return tf.cast(grad_query, query_weight.dtype), tf.cast(grad_key, key_weight.dtype), grad_value
 
-        return _cumulate_weighted(*queries, query_weight, *keys, key_weight, value, hashtable_capacity), gradient
+        return _cumulate_weighted(*queries, query_weight, *keys, key_weight, value, capacity), gradient
 
     return cumulate(query_weight_BNLW, key_weight_BNSW, value_BNSE)
 
@@ -187,7 +187,7 @@ def lsh_weighted_cumulation(
 def expectation_weights(
     query_BNLD: Tensor, key_BNSD: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor, hash_code_len: int
 ) -> Tensor:
-    """The probability that query i and key j collide, `(1 - arccos(q.k) / pi)**tau`; 0 where either is masked.
+    """The probability that query i and key j collide, `(1 - arccos(q.k) / pi)**tau`; 0 if masked.
 
     Args:
         query_BNLD, key_BNSD: unit vectors.
@@ -214,8 +214,8 @@ def yoso_expectation(
 ) -> Tensor:
     """YOSO-E: attention with the expected collisions; quadratic in time, linear in memory.
 
-    Its gradient is the paper's: the true derivative of the collision probability is unbounded where query and key
-    align, so its lower bound tau / 2 times the probability stands in for it.
+    Its gradient is the paper's: the true derivative of the collision probability is unbounded where query and
+    key align, so its lower bound tau / 2 times the probability stands in for it.
 
     Args:
         query_BNLD, key_BNSD: unit vectors.
@@ -255,7 +255,8 @@ def yoso_sampling(
         hash_code_len: bits of a code.
         num_hash: hash functions.
         use_fast_hash: whether to hash by Hadamard transforms instead of Gaussian matrices.
-        lsh_backward: whether gradients count the same collisions; otherwise they are those of `yoso_expectation`.
+        lsh_backward: whether gradients count the same collisions; otherwise they are those of
+            `yoso_expectation`.
         hashes: signs for `fast_hash` or projections for `gaussian_hash`.
 
     Returns:
@@ -281,7 +282,9 @@ def yoso_sampling(
     def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Callable]:
         def gradient(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             if lsh_backward:
-                return _sampling_gradients(query, key, value, *masks, query_codes, key_codes, grad, hash_code_len)
+                return _sampling_gradients(
+                    query, key, value, *masks, query_codes, key_codes, grad, hash_code_len
+                )
             return _expectation_gradients(query, key, value, *masks, grad, hash_code_len)
 
         return _cumulate(masks[0], query_codes, masks[1], key_codes, value, 2**hash_code_len), gradient
@@ -289,7 +292,7 @@ def yoso_sampling(
     return attend(query_BNLD, key_BNSD, value_BNSE)
 
 
-# ---- the loops ------------------------------------------------------------------------------------------------
+# ---- the loops ---------------------------------------------------------------------------
 
 
 def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
@@ -325,7 +328,9 @@ def _cumulate(
     )
 
     def read(m: Tensor) -> Tensor:
-        key_buckets, query_buckets = (tf.reshape(buckets[m], (-1,)) for buckets in (key_buckets_MGS, query_buckets_MGL))
+        key_buckets, query_buckets = (
+            tf.reshape(buckets[m], (-1,)) for buckets in (key_buckets_MGS, query_buckets_MGL)
+        )
         table = tf.math.unsorted_segment_sum(value_RE, key_buckets, batch * heads * capacity)
         return tf.gather(table, query_buckets)
 
@@ -357,7 +362,8 @@ def _cumulate_weighted(
         def read(m: Tensor) -> Tensor:
             query_rows, query_buckets = _tiles(query_codes_ML[m], capacity)
             key_rows, key_buckets = _tiles(key_codes_MS[m], capacity)
-            outer_TWE = tf.matmul(tf.gather(key_weight_SW, key_rows), tf.gather(value_SE, key_rows), transpose_a=True)
+            weight_TRW, value_TRE = tf.gather(key_weight_SW, key_rows), tf.gather(value_SE, key_rows)
+            outer_TWE = tf.matmul(weight_TRW, value_TRE, transpose_a=True)
             table = tf.math.unsorted_segment_sum(outer_TWE, key_buckets, capacity)
             read_TRE = tf.gather(query_weight_LW, query_rows) @ tf.gather(table, query_buckets)
             return tf.math.unsorted_segment_sum(
@@ -390,7 +396,8 @@ def _expectation(
 
 
 def _expectation_gradients(
-    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor, hash_code_len: int
+    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor,
+    hash_code_len: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     key_GSD = _kept(key, key_mask)
 
@@ -426,9 +433,9 @@ def _sampling_gradients(
         queries, keys, capacity = (query_mask, query_codes), (key_mask, key_codes), 2**hash_code_len
         scale = hash_code_len / 2
         return (
-            tf.cast(_cumulate_weighted(*queries, grad, *keys, value, _wide(key), capacity) * scale, query.dtype),
-            tf.cast(_cumulate_weighted(*keys, value, *queries, grad, _wide(query), capacity) * scale, key.dtype),
-            tf.cast(_cumulate(*keys, *queries, grad, capacity), value.dtype),
+            tf.cast(_cumulate_weighted(*queries, grad, *keys, value, _wide(key), capacity) * scale,
+            query.dtype), tf.cast(_cumulate_weighted(*keys, value, *queries, grad, _wide(query),
+            capacity) * scale, key.dtype), tf.cast(_cumulate(*keys, *queries, grad, capacity), value.dtype),
         )
 
     pairs = _sizes(query)[2] * _sizes(key)[2]
@@ -437,7 +444,7 @@ def _sampling_gradients(
     return pairwise() if pairs <= LONGEST_PAIRWISE**2 else tables()
 
 
-# ---- pieces ---------------------------------------------------------------------------------------------------
+# ---- pieces ------------------------------------------------------------------------------
 
 
 def _sizes(x: Tensor) -> list[int | Tensor]:
@@ -480,7 +487,7 @@ def _codes(bits: Tensor, axis: int) -> Tensor:
 
 
 def _hadamard_transform(x_PDL: Tensor) -> Tensor:
-    """Transform the axis before the last: butterflies of stride 1, 2, 4, ... in the order of the reference."""
+    """Transform the axis before the last: butterflies of stride 1, 2, 4, ... as in the reference."""
     parts, size, count = _sizes(x_PDL)
     stride = 1
     while stride < size:
@@ -539,7 +546,8 @@ def _blockwise_gradients(
         weights_GRS *= tf.matmul(grad_GRE, value_GSE, transpose_b=True)
         grad_key += tf.matmul(weights_GRS, query_GRD, transpose_a=True)
         grad_query = grad_query.write(i, tf.matmul(weights_GRS, key_GSD))
-        grad_key, grad_value = tf.ensure_shape(grad_key, key_GSD.shape), tf.ensure_shape(grad_value, value_GSE.shape)
+        grad_key = tf.ensure_shape(grad_key, key_GSD.shape)
+        grad_value = tf.ensure_shape(grad_value, value_GSE.shape)
         return i + 1, grad_query, grad_key, grad_value
 
     _, grad_query, grad_key, grad_value = tf.while_loop(
@@ -582,7 +590,8 @@ def _tiles(codes_S: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     sizes = tf.math.unsorted_segment_sum(tf.ones_like(codes_S), codes_S, capacity + 1)
     heights = (sizes + height - 1) // height * height
     moved = tf.cumsum(heights, exclusive=True) - tf.cumsum(sizes, exclusive=True)
-    place_S1 = tf.where(sorted_S == capacity, tiles * height, tf.range(count) + tf.gather(moved, sorted_S))[:, None]
+    place_S = tf.range(count) + tf.gather(moved, sorted_S)
+    place_S1 = tf.where(sorted_S == capacity, tiles * height, place_S)[:, None]
     rows = tf.tensor_scatter_nd_update(tf.fill((tiles * height + 1,), count), place_S1, order_S)
     buckets = tf.tensor_scatter_nd_update(tf.zeros((tiles + 1,), tf.int32), place_S1 // height, sorted_S)
     return tf.reshape(rows[:-1], (tiles, height)), buckets[:-1]

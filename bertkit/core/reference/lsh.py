@@ -1,12 +1,13 @@
 """YOSO attention as the paper writes it: the truth that all kernels are tested against.
 
-Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli Sampling", arXiv 2111.09714.
+Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bernoulli Sampling",
+arXiv 2111.09714.
 
-Loops over hash functions, tables of size [L, S], float64: clear, never fast. The only float32 is inside `fast_hash`,
-whose codes are compared bit for bit.
+Loops over hash functions, tables of size [L, S], float64: clear, never fast. The only float32 is inside
+`fast_hash`, whose codes are compared bit for bit.
 
-Shape suffixes: B batch, N heads, L queries, S keys, D head size, E value size, M hash functions (m in the paper),
-W weight size, P parts of one fast hash. tau is `hash_code_len`.
+Shape suffixes: B batch, N heads, L queries, S keys, D head size, E value size, M hash functions
+(m in the paper), W weight size, P parts of one fast hash. tau is `hash_code_len`.
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ def gaussian_hash(
 
 
 def hadamard_transform(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Multiply the last axis by the unnormalised Hadamard matrix: butterflies of stride 1, 2, 4, ... in this order.
+    """Multiply the last axis by the unnormalised Hadamard matrix: butterflies of stride 1, 2, 4, ...
 
-    Every kernel adds in this order, because the sign of a sum near zero depends on it.
+    Every kernel adds in this order of strides, because the sign of a sum near zero depends on it.
 
     Args:
         x: `[..., D]`, D a power of two.
@@ -134,7 +135,8 @@ def collision_rate(
     rate = np.zeros((*query_codes.shape[:3], key_codes.shape[2]))
     for m in range(query_codes.shape[-1]):
         rate += query_codes[..., :, None, m] == key_codes[..., None, :, m]
-    return rate / query_codes.shape[-1] * _keep(query_mask_BL)[:, None, :, None] * _keep(key_mask_BS)[:, None, None, :]
+    kept = _keep(query_mask_BL)[:, None, :, None] * _keep(key_mask_BS)[:, None, None, :]
+    return rate * kept / query_codes.shape[-1]
 
 
 def lsh_cumulation(
@@ -147,14 +149,15 @@ def lsh_cumulation(
         query_mask_BL, key_mask_BS: 1 keeps, 0 drops: a masked query gets 0, a masked key gives nothing.
         query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`.
         value_BNSE: `[B, N, S, E]`.
-        hashtable_capacity: 2**hash_code_len, the buckets of a table (not needed here, where there is no table).
+        hashtable_capacity: 2**hash_code_len, the buckets of a table (unused: here is no table).
 
     Returns:
         `[B, N, L, E]`.
 
     Example:
         >>> codes = np.array([[[[0], [1], [0]]]])
-        >>> lsh_cumulation(np.ones((1, 3)), codes, np.ones((1, 3)), codes, [[[[1.0], [2.0], [4.0]]]], 2).ravel()
+        >>> mask, value = np.ones((1, 3)), [[[[1.0], [2.0], [4.0]]]]
+        >>> lsh_cumulation(mask, codes, mask, codes, value, hashtable_capacity=2).ravel()
         array([5., 2., 5.])
     """
     rate = collision_rate(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM)
@@ -162,8 +165,9 @@ def lsh_cumulation(
 
 
 def lsh_weighted_cumulation(
-    query_mask_BL: ArrayLike, query_codes_BNLM: ArrayLike, query_weight_BNLW: ArrayLike, key_mask_BS: ArrayLike,
-    key_codes_BNSM: ArrayLike, key_weight_BNSW: ArrayLike, value_BNSE: ArrayLike, hashtable_capacity: int,
+    query_mask_BL: ArrayLike, query_codes_BNLM: ArrayLike, query_weight_BNLW: ArrayLike,
+    key_mask_BS: ArrayLike, key_codes_BNSM: ArrayLike, key_weight_BNSW: ArrayLike, value_BNSE: ArrayLike,
+    hashtable_capacity: int,
 ) -> Float:
     """Sum the values of the colliding keys, each times the dot product of the query's and the key's weights.
 
@@ -183,7 +187,8 @@ def lsh_weighted_cumulation(
 
 
 def expectation_weights(
-    query_BNLD: ArrayLike, key_BNSD: ArrayLike, query_mask_BL: ArrayLike, key_mask_BS: ArrayLike, hash_code_len: int
+    query_BNLD: ArrayLike, key_BNSD: ArrayLike, query_mask_BL: ArrayLike, key_mask_BS: ArrayLike,
+    hash_code_len: int,
 ) -> Float:
     """The probability that query i and key j collide, 0 where either is masked.
 
@@ -225,8 +230,8 @@ def yoso_expectation_gradients(
 ) -> tuple[Float, Float, Float]:
     """The paper's gradients of YOSO-E with respect to query, key and value.
 
-    The true derivative of a collision probability is unbounded where query and key align; the paper takes its lower
-    bound, tau / 2 times the probability itself.
+    The true derivative of a collision probability is unbounded where query and key align; the paper takes its
+    lower bound, tau / 2 times the probability itself.
     """
     weights = expectation_weights(query_BNLD, key_BNSD, query_mask_BL, key_mask_BS, hash_code_len)
     return _gradients(weights, query_BNLD, key_BNSD, value_BNSE, hash_code_len, grad_context_BNLE)
@@ -243,8 +248,8 @@ def yoso_sampling_gradients(
 
 
 def _gradients(
-    weights_BNLS: Float, query_BNLD: ArrayLike, key_BNSD: ArrayLike, value_BNSE: ArrayLike, hash_code_len: int,
-    grad_context_BNLE: ArrayLike,
+    weights_BNLS: Float, query_BNLD: ArrayLike, key_BNSD: ArrayLike, value_BNSE: ArrayLike,
+    hash_code_len: int, grad_context_BNLE: ArrayLike,
 ) -> tuple[Float, Float, Float]:
     grad_context = np.asarray(grad_context_BNLE, np.float64)
     grad_weights = (grad_context @ _transpose(value_BNSE)) * weights_BNLS * (hash_code_len / 2)

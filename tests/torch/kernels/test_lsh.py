@@ -31,7 +31,8 @@ def data(batch, heads, queries, keys, head_dim, value_dim, num_hash, hash_code_l
     query_mask[-1, (queries + 1) // 2 :], key_mask[-1, (keys + 1) // 2 :], key_mask[0, 2:3] = 0, 0, 0
     signs = random_signs(3, heads, head_dim, num_hash, hash_code_len)
     projections = random_projections(3, heads, head_dim, num_hash, hash_code_len)
-    return (*(x.astype(np.float32) for x in (query, key, value, grad, query_mask, key_mask)), signs, projections)
+    arrays = (query, key, value, grad, query_mask, key_mask)
+    return (*(x.astype(np.float32) for x in arrays), signs, projections)
 
 
 def tensors(*arrays):
@@ -49,7 +50,8 @@ def test_codes_equal_the_oracle(shape, use_fast_hash):
     query, key, _, _, query_mask, key_mask, signs, projections = data(*shape)
     name, hashes = ("fast_hash", signs) if use_fast_hash else ("gaussian_hash", projections)
     expected = getattr(oracle, name)(query, query_mask, key, key_mask, *shape[-2:], hashes)
-    actual = getattr(lsh, name)(*tensors(query, query_mask, key, key_mask), *shape[-2:], torch.from_numpy(hashes))
+    arrays = tensors(query, query_mask, key, key_mask)
+    actual = getattr(lsh, name)(*arrays, *shape[-2:], torch.from_numpy(hashes))
     for codes, expected_codes in zip(actual, expected, strict=True):
         assert codes.dtype == torch.int32
         np.testing.assert_array_equal(codes.numpy(), expected_codes)
@@ -220,7 +222,8 @@ def test_blocks_change_nothing(monkeypatch):
 
     def everything():
         inputs = [x.clone().requires_grad_() for x in (query, key, value)]
-        contexts = lsh.yoso_sampling(*inputs, *masks, 4, 5, True, True, signs), lsh.yoso_expectation(*inputs, *masks, 4)
+        sampled = lsh.yoso_sampling(*inputs, *masks, 4, 5, True, True, signs)
+        contexts = [sampled, lsh.yoso_expectation(*inputs, *masks, 4)]
         for context in contexts:
             context.backward(grad)
         codes = lsh.fast_hash(query, masks[0], key, masks[1], 5, 4, signs)
@@ -228,6 +231,7 @@ def test_blocks_change_nothing(monkeypatch):
         return [*contexts, *(x.grad for x in inputs), *codes, weighted]
 
     whole = everything()
-    monkeypatch.setattr(lsh, "_blocks", lambda count, *_: (slice(i, min(i + 3, count)) for i in range(0, count, 3)))
+    by_three = lambda count, *_: (slice(i, min(i + 3, count)) for i in range(0, count, 3))  # noqa: E731
+    monkeypatch.setattr(lsh, "_blocks", by_three)
     for actual, expected in zip(everything(), whole, strict=True):
         torch.testing.assert_close(actual, expected)
