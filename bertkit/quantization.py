@@ -1,0 +1,406 @@
+"""I-BERT's building blocks: integer arithmetic, simulated in floating point and trainable.
+
+A quantised value travels as a pair: a float tensor and its scale, whose quotient is an integer. Without
+`quant_mode` the blocks are the ordinary float layers and the scale is None; the activations still learn their
+ranges then, in training mode. Rounding passes gradients straight through.
+
+By default the non-linear blocks compute with whole numbers in float64, which holds them exactly. `compat=True`
+repeats transformers instead: float32, where quotients are not rounded to the integers that they stand for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bertkit.core import quantization as constants
+from bertkit.core.errors import InputError
+from bertkit.core.initial import STATISTICS
+
+Quantised = tuple[Tensor, Tensor | None]
+
+
+# -- arithmetic ---------------------------------------------------------------------------------------------------
+def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
+    """`value`, with the gradient of `differentiable`."""
+    return value.detach() + (differentiable - differentiable.detach())
+
+
+def floor(x: Tensor) -> Tensor:
+    """Round down; the gradient is 1."""
+    return straight_through(torch.floor(x), x)
+
+
+def symmetric_scale(peak: Tensor, bits: int) -> Tensor:
+    """The scale at which the integers of `bits` bits reach from -peak to peak."""
+    return peak.detach().float().clamp(min=constants.SMALLEST_PEAK) / (2 ** (bits - 1) - 1)
+
+
+def quantise(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The integers nearest to x / scale, in [-(n - 1), n - 2] with n = 2**(bits - 1); gradient of x / scale."""
+    highest = 2 ** (bits - 1) - 1
+    return straight_through(torch.round(1.0 / scale * x).clamp(-highest, highest - 1), x / scale)
+
+
+def to_integers(x: Tensor, scale: Tensor, compat: bool) -> Tensor:
+    """The integers behind a quantised value, in float64; in float32 and as the division leaves them with `compat`."""
+    if compat:
+        return x / scale
+    quotient = x.double() / scale.double()
+    return straight_through(torch.round(quotient), quotient)
+
+
+def requantise(x: Tensor, scale: Tensor, target: Tensor, compat: bool = False) -> Tensor:
+    """The integers of a quantised value at another scale, by one integer product and one shift per element.
+
+    The quotient of the scales becomes mantissa / 2**31 * 2**exponent with an integer mantissa, rounded half away
+    from zero; the product is rounded half to even.
+
+    Args:
+        x: the value.
+        scale: its scale, one for all or one per feature, of any sign.
+        target: the new scale.
+        compat: see `to_integers`.
+
+    Returns:
+        Integers in float64, without gradient.
+    """
+    quotient = scale.double() / target.double()
+    fraction, _ = torch.frexp(quotient)
+    power = quotient / fraction
+    mantissa = torch.sign(fraction) * torch.floor(fraction.abs() * 2.0**constants.MANTISSA_BITS + 0.5)
+    integers = torch.round(to_integers(x, scale, compat)).double()
+    return torch.round(integers * mantissa * (power * 2.0**-constants.MANTISSA_BITS)).detach()
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """Products inside are computed in the dtype of their operands, also where autocast is on."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+# -- statistics ---------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """No activation below `module` changes its range inside, nor a layer norm its shift, training mode or not."""
+    learners = [m for m in module.modules() if isinstance(m, (QuantActivation, IntLayerNorm)) and not m.frozen]
+    for learner in learners:
+        learner.frozen = True
+    try:
+        yield
+    finally:
+        for learner in learners:
+            learner.frozen = False
+
+
+def learning_once(layer: nn.Module) -> Callable[..., Any]:
+    """`layer`, whose statistics change at the first call only: gradient checkpointing calls a layer twice."""
+    calls = 0
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        with frozen_statistics(layer) if calls > 1 else contextlib.nullcontext():
+            return layer(*inputs, **options)
+
+    return call
+
+
+def check_calibrated(model: nn.Module) -> None:
+    """Refuse to evaluate a quantised model whose activation ranges are empty, where looking costs nothing.
+
+    Raises:
+        CalibrationError: naming the activations.
+    """
+    if torch.compiler.is_compiling():
+        return
+    activations = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantActivation) and m.quant_mode]
+    empty = [n for n, m in activations if m.x_min.device.type == "cpu" and bool(m.is_empty())]
+    if empty:
+        raise constants.uncalibrated(empty)
+
+
+# -- blocks -------------------------------------------------------------------------------------------------------
+class QuantActivation(nn.Module):
+    """Brings a value, or the sum of two, to a number of bits, by a range that it learns in training mode.
+
+    The range is an exponential moving average of the smallest and largest element of each batch, and the first
+    batch's where there was none. Batches with an infinite or undefined element do not count. `frozen` stops the
+    learning.
+
+    Args:
+        bits: bits of the result.
+        quant_mode: whether to quantise; else the range is learned and the value passes.
+        compat: as in transformers, where a sum whose first part has no scale loses its second part.
+
+    Example:
+        >>> import torch
+        >>> activation = QuantActivation(8, quant_mode=True)
+        >>> value, scale = activation(torch.tensor([[-1.0, 0.5, 2.0]]))
+        >>> round(float(scale), 5), (value / scale).tolist()
+        (0.01575, [[-64.0, 32.0, 126.0]])
+    """
+
+    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__()
+        self.bits, self.quant_mode, self.compat, self.frozen = bits, quant_mode, compat, False
+        for name in ("x_min", "x_max", "act_scaling_factor"):
+            self.register_buffer(name, torch.full((1,), STATISTICS[name]))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None,
+                identity_scale: Tensor | None = None) -> Quantised:
+        """Quantise `x + identity`.
+
+        Args:
+            x: [..., features].
+            scale: scale of `x`, [1] or [features]; None where it is no quantised value.
+            identity: what is added, broadcastable to `x`.
+            identity_scale: its scale.
+
+        Returns:
+            The value in float32 and its scale [1]; the plain sum and None without `quant_mode`.
+        """
+        total = x if identity is None else x + identity
+        if self.training and not self.frozen:
+            self.observe(*torch.aminmax(total.detach()))
+        if not self.quant_mode:
+            return total, None
+        target = self.scale()
+        total = total.float()
+        if scale is None:
+            total = x.float() if self.compat else total
+            return quantise(total, target, self.bits) * target, target
+        integers = requantise(x, scale, target, self.compat)
+        if identity is not None:
+            integers = integers + requantise(identity, identity_scale, target, self.compat)
+        highest = 2 ** (self.bits - 1) - 1
+        return straight_through(integers.clamp(-highest - 1, highest).float() * target, total), target
+
+    @torch.no_grad()
+    def observe(self, low: Tensor, high: Tensor) -> None:
+        """Let a batch's smallest and largest element count for the range."""
+        momentum, first = constants.MOMENTUM, self.is_empty()
+        usable = torch.isfinite(low) & torch.isfinite(high)
+        for statistic, seen in ((self.x_min, low), (self.x_max, high)):
+            updated = torch.where(first, statistic + seen, statistic * momentum + seen * (1 - momentum))
+            statistic.copy_(torch.where(usable, updated, statistic))
+        if self.quant_mode:
+            self.act_scaling_factor.copy_(self.scale())
+
+    def is_empty(self) -> Tensor:
+        """Whether no batch was seen yet."""
+        return (self.x_min > -constants.EMPTY_BELOW) & (self.x_max < constants.EMPTY_BELOW)
+
+    def scale(self) -> Tensor:
+        """The scale that the range gives, [1]."""
+        return symmetric_scale(torch.maximum(self.x_min.abs(), self.x_max.abs()), self.bits)
+
+
+class QuantEmbedding(nn.Embedding):
+    """A lookup table with one 8 bit scale.
+
+    Args:
+        rows, columns: size of the table.
+        pad: row that looking it up does not train, or None.
+        quant_mode: whether to quantise.
+    """
+
+    def __init__(self, rows: int, columns: int, pad: int | None = None, quant_mode: bool = False) -> None:
+        super().__init__(rows, columns, padding_idx=pad if pad is not None and 0 <= pad < rows else None)
+        self.quant_mode = quant_mode
+
+    def forward(self, ids: Tensor) -> Quantised:
+        """Look up `ids` [...]: values [..., columns] and their scale [1], None without `quant_mode`."""
+        found = super().forward(ids)
+        if not self.quant_mode:
+            return found, None
+        scale = symmetric_scale(torch.stack(torch.aminmax(self.weight.detach())).abs().amax().view(1), constants.WEIGHT_BITS)
+        return quantise(found.float(), scale, constants.WEIGHT_BITS) * scale, scale
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer with 8 bit weights, one scale per output, and 32 bit biases.
+
+    Args:
+        inputs: width of the input.
+        outputs: width of the output.
+        quant_mode: whether to quantise.
+        compat: see the module.
+    """
+
+    def __init__(self, inputs: int, outputs: int, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        self.quant_mode, self.compat = quant_mode, compat
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Quantised:
+        """Multiply by the weights.
+
+        Args:
+            x: [..., inputs].
+            scale: its scale [1]; None only without `quant_mode`.
+
+        Returns:
+            [..., outputs] and its scale [outputs], None without `quant_mode`.
+
+        Raises:
+            InputError: when a quantised layer gets an input without a scale or with one per feature.
+        """
+        if not self.quant_mode:
+            return super().forward(x), None
+        if scale is None or scale.numel() != 1:
+            got = "none" if scale is None else f"shape {list(scale.shape)}"
+            raise InputError(f"QuantLinear: got {got} for the input's scale, expected one number",
+                             remedy="Put a QuantActivation in front of it.")
+        weight, bias = self.weight.float(), self.bias.float()
+        weight_scale = symmetric_scale(weight.abs().amax(1), constants.WEIGHT_BITS)
+        output_scale = weight_scale * scale
+        with full_precision(x):
+            accumulated = F.linear(
+                to_integers(x, scale, self.compat).float(),
+                quantise(weight, weight_scale[:, None], constants.WEIGHT_BITS),
+                quantise(bias, output_scale, constants.BIAS_BITS),
+            )
+        return accumulated * output_scale, output_scale
+
+
+class IntGELU(nn.Module):
+    """GELU by a polynomial of second degree.
+
+    Args:
+        quant_mode: whether to use it; else this is GELU itself.
+        compat: see the module.
+    """
+
+    def __init__(self, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__()
+        self.quant_mode, self.compat = quant_mode, compat
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Quantised:
+        """GELU of `x` [..., features] with its scale, [1] or [features]."""
+        if not self.quant_mode:
+            return F.gelu(x), None
+        integers = to_integers(x, scale, self.compat)
+        scale = scale.to(integers.dtype)
+        erf, erf_scale = self._erf(integers, scale / constants.GELU_ROOT)
+        one = torch.floor(1.0 / erf_scale.double()).to(integers.dtype)
+        output_scale = (scale * erf_scale / 2).float()
+        return (integers * (erf + one) * output_scale).float(), output_scale
+
+    @staticmethod
+    def _erf(integers: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        shift = torch.floor(constants.GELU_SHIFT / scale)
+        one = torch.floor(1 / constants.GELU_SQUARE / scale**2)
+        clipped = torch.minimum(integers.abs(), -shift)
+        value = torch.sign(integers) * ((clipped + shift) ** 2 + one)
+        dropped = 2**constants.GELU_DROPPED_BITS
+        return floor(value / dropped), scale**2 * constants.GELU_SQUARE * dropped
+
+
+class IntSoftmax(nn.Module):
+    """Softmax over the last dimension by a polynomial of second degree and shifts; 8 bits without a sign.
+
+    A row in which every score is masked becomes uniform, in 1/256 rounded down. The inner activation's range is in
+    units of the polynomial's integers.
+
+    Args:
+        quant_mode: whether to use it; else this is softmax itself.
+        compat: see the module; a probability of 1 is then 256/256, and 255/256, the largest of 8 bits, without.
+    """
+
+    def __init__(self, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__()
+        self.quant_mode, self.compat = quant_mode, compat
+        self.act = QuantActivation(16, quant_mode, compat)
+
+    def forward(self, scores: Tensor, scale: Tensor | None = None) -> Quantised:
+        """Probabilities of `scores` [..., keys] with their scale [1]."""
+        if not self.quant_mode:
+            return scores.softmax(-1), None
+        integers = to_integers(scores.clamp(min=constants.LOWEST_SCORE), scale, self.compat)
+        integers = integers - integers.max(-1, keepdim=True).values
+        exponentials, exp_scale = self._exp(integers, scale.to(integers.dtype))
+        exponentials = to_integers(*self.act(exponentials.float(), exp_scale.float()), self.compat)
+        total = exponentials.sum(-1, keepdim=True).clamp(min=1)
+        probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS))
+        levels = 2**constants.SOFTMAX_BITS
+        if not self.compat:
+            probabilities = straight_through(probabilities.clamp(max=levels - 1), probabilities)
+        return (probabilities / levels).float(), torch.full_like(scale, 1 / levels)
+
+    @staticmethod
+    def _exp(integers: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        step = torch.floor(-constants.LN_2 / scale)
+        shift = torch.floor(constants.EXP_LINEAR / constants.EXP_SQUARE / scale)
+        integers = torch.maximum(integers, constants.EXP_BITS * step)
+        halvings = floor(integers / step)
+        rest = integers - step * halvings
+        value = (rest + shift) * rest + IntSoftmax._one(scale)
+        value = floor(value * torch.pow(2.0, constants.EXP_BITS - halvings)).clamp(min=0)
+        return value, constants.EXP_SQUARE * scale**2 / 2.0**constants.EXP_BITS
+
+    @staticmethod
+    def _one(scale: Tensor) -> Tensor:
+        return torch.floor(1 / constants.EXP_SQUARE / scale**2)
+
+    def observe(self, scale: Tensor) -> None:
+        """Learn the inner range while the model still works in float: a row's largest score becomes exp(0).
+
+        Args:
+            scale: the scale that the scores would have.
+        """
+        if self.training and not self.act.frozen:
+            largest = self._one(scale) * 2.0**constants.EXP_BITS
+            self.act.observe(torch.zeros_like(largest), largest)
+
+
+class IntLayerNorm(nn.LayerNorm):
+    """Layer normalisation whose standard deviation is an integer square root.
+
+    Its integers are shifted right where their squares would not fit 32 bits; training mode finds the `shift`.
+    A constant input gives the bias, as does a gain of zero.
+
+    Args:
+        size: number of features, the last dimension of the input.
+        eps: what keeps the variance from being zero in float mode.
+        quant_mode: whether to quantise.
+        compat: see the module; the bias then gets no gradient, and the gain its share.
+    """
+
+    def __init__(self, size: int, eps: float, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__(size, eps=eps)
+        self.quant_mode, self.compat, self.frozen = quant_mode, compat, False
+        self.register_buffer("shift", torch.full((1,), STATISTICS["shift"]))
+        self.activation = QuantActivation(32)  # never used, but every checkpoint has its statistics
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Quantised:
+        """Normalise `x` [..., size] with its scale [1]; the result's scale is [size]."""
+        if not self.quant_mode:
+            return super().forward(x), None
+        integers = to_integers(x, scale, self.compat)
+        mean = integers.mean(-1, keepdim=True)
+        centred = integers - straight_through(torch.round(mean), mean)
+        if self.training and not self.frozen:
+            self._widen(centred.detach())
+        step = torch.pow(2.0, self.shift).to(integers.dtype)
+        squares = floor(centred / step).square().sum(-1, keepdim=True)
+        deviation = floor(torch.sqrt(squares.clamp(min=1))) * step
+        normed = floor(centred * floor(2.0**31 / deviation) / 2)
+        weight, bias = self.weight.float(), self.bias.float()
+        tiny = weight.detach().abs() < constants.SMALLEST_GAIN
+        weight = straight_through(torch.where(tiny, constants.SMALLEST_GAIN, weight), weight)
+        unit = math.sqrt(x.shape[-1]) / 2**30
+        output_scale = unit * weight
+        value = (normed + torch.floor(bias / weight / unit).detach()) * output_scale
+        if not self.compat:
+            value = straight_through(value, normed * output_scale + bias)
+        return value.float(), output_scale.detach()
+
+    @torch.no_grad()
+    def _widen(self, centred: Tensor) -> None:
+        largest = centred.square().sum(-1).amax()
+        self.shift.copy_(torch.maximum(self.shift, torch.ceil(torch.log2(torch.sqrt(largest / 2.0**32)))))
