@@ -324,7 +324,7 @@ class IntSoftmax(nn.Module):
         integers = to_integers(scores.clamp(min=constants.LOWEST_SCORE), scale, self.compat)
         integers = integers - integers.max(-1, keepdim=True).values
         exponentials, exp_scale = self._exp(integers, scale.to(integers.dtype))
-        exponentials = to_integers(*self.act(exponentials.float(), exp_scale.float()), self.compat)
+        exponentials = to_integers(*self.act(exponentials, exp_scale), self.compat)
         total = exponentials.sum(-1, keepdim=True).clamp(min=1)
         probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS))
         levels = 2**constants.SOFTMAX_BITS
