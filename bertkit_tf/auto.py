@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+import keras
+
 import bertkit_tf
 from bertkit.core.auto import AutoClass
+
+
+def load_model(filepath: str | os.PathLike, **options: Any) -> keras.Model:
+    """Load a `.keras` file that holds models of bertkit.
+
+    `keras.saving.load_model` does it too in a program that has imported their classes; this imports them first.
+
+    Args:
+        filepath: the file.
+        **options: as for Keras.
+    """
+    for name in bertkit_tf.__all__:
+        if name.startswith("TF"):
+            getattr(bertkit_tf, name)
+    return keras.saving.load_model(filepath, **options)
 
 
 class _Auto(AutoClass):

@@ -15,7 +15,7 @@ from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
 from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, pop_hub_options, read_config_dict
-from bertkit.core.errors import BertkitError, InputError
+from bertkit.core.errors import BackendError, BertkitError, InputError
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, plan_loading, warn_about
@@ -96,6 +96,7 @@ class TFPreTrainedModel(keras.Model):
     main_input_name: ClassVar[str] = "input_ids"
     main_output_name: ClassVar[str] = "logits"
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
+    ids_rank: ClassVar[int] = 2
     input_aliases: ClassVar[Mapping[str, str]] = {}
     """Other names of arguments."""
 
@@ -257,15 +258,50 @@ class TFPreTrainedModel(keras.Model):
             return cls(config)
         return cls(cls.config_class.from_dict(config["config"]), **{k: v for k, v in config.items() if k != "config"})
 
+    def __dir__(self) -> list[str]:
+        """All names but `base_model`: Keras saves what it finds here, and would find the encoder twice."""
+        return [name for name in super().__dir__() if name != "base_model"]
+
+    def export(self, filepath: str | os.PathLike, *args: Any, input_signature: Any = None, **kwargs: Any) -> None:
+        """Write a SavedModel to serve, or what else Keras's `export` offers.
+
+        It gives the output's tensors by name, without the tuples (hidden states, attentions, cache).
+
+        Args:
+            filepath: the directory, or the file.
+            *args: as for Keras.
+            input_signature: what to trace; default one dictionary of `input_ids`, `attention_mask` and, where the
+                model has more than one type, `token_type_ids`, int32 and of any batch and length. Keras's own
+                default would make the ids floats.
+            **kwargs: as for Keras, e.g. `format`.
+        """
+        _Served(self).export(filepath, *args, input_signature=input_signature or [self.serving_signature()], **kwargs)
+
+    def serving_signature(self) -> dict[str, tf.TensorSpec]:
+        """Inputs that an exported model takes, by name."""
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if self.config.type_vocab_size > 1 else [])]
+        return {name: tf.TensorSpec([None] * self.ids_rank, tf.int32, name) for name in names}
+
     # -- training -------------------------------------------------------------------------------------------
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **kwargs: Any) -> None:
         """Prepare for `fit`; without a loss the model's own is used.
 
         The optimizer gets its variables here, all at once, which makes the first step much faster.
+
+        Raises:
+            BackendError: when a `keras.distribution` is set, which Keras ignores on TensorFlow.
         """
+        if keras.distribution.distribution() is not None:
+            raise BackendError("keras.distribution does nothing on TensorFlow: every device would train the whole model alone",
+                               remedy="Call keras.distribution.set_distribution(None) and use tf.distribute, "
+                                      "e.g. MirroredStrategy.")
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the model in a `.keras` file was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of `fit`."""
@@ -424,6 +460,19 @@ class TFPreTrainedModel(keras.Model):
     def device(self) -> str:
         """Where the variables are."""
         return self.variables[0].value.device
+
+
+class _Served(keras.Model):
+    """A model whose output has tensors alone, which is all that a SavedModel can name."""
+
+    def __init__(self, model: TFPreTrainedModel) -> None:
+        super().__init__(name=model.name, dtype=model.dtype_policy, autocast=False)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs: Any) -> dict[str, tf.Tensor]:
+        output = self.model(inputs, return_dict=True, training=False)
+        return {name: value for name, value in output.items() if tf.is_tensor(value)}
 
 
 class TFEncoderModel(TFPreTrainedModel):

@@ -347,6 +347,8 @@ class SequenceClassification(Classifier):
 class MultipleChoice(Classifier):
     """Template of multiple choice."""
 
+    ids_rank = 3
+
     @unpack_inputs
     def call(
         self,
