@@ -15,11 +15,23 @@ from bertkit.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHea
 from bertkit.layers import Pooler, additive_mask, attend, keep_rows, merge_heads, split_heads
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.quantization import (
-    IntGELU, IntLayerNorm, IntSoftmax, QuantActivation, QuantEmbedding, Quantised, QuantLinear, check_calibrated,
-    full_precision, learning_once,
+    IntGELU,
+    IntLayerNorm,
+    IntSoftmax,
+    QuantActivation,
+    QuantEmbedding,
+    Quantised,
+    QuantLinear,
+    check_calibrated,
+    full_precision,
+    learning_once,
 )
 from bertkit.tasks import (
-    ChoicesFirstArgument, MaskedLM, QuestionAnswering, SequenceClassification, TokenClassification,
+    ChoicesFirstArgument,
+    MaskedLM,
+    QuestionAnswering,
+    SequenceClassification,
+    TokenClassification,
 )
 
 STREAM_BITS, EMBEDDING_BITS, NORM_BITS = 8, 16, 22

@@ -1,0 +1,424 @@
+"""I-BERT's building blocks: integer arithmetic, simulated in floating point and trainable.
+
+A quantised value travels as a pair: a float tensor and its scale, whose quotient is an integer. Without
+`quant_mode` the blocks are the ordinary float layers and the scale is None; the activations still learn their
+ranges then, in training mode. Rounding passes gradients straight through.
+
+By default the non-linear blocks compute with whole numbers in float64, which holds them exactly. `compat=True`
+repeats transformers instead: float32, where quotients are not rounded to the integers that they stand for.
+Statistics and arithmetic are in float32 and float64 under every dtype policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from bertkit.core import quantization as constants
+from bertkit.core.errors import InputError
+from bertkit.core.initial import STATISTICS
+from bertkit_tf.layers import Block, Dense, LayerNorm, PaddedEmbedding, gelu, matmul
+
+Quantised = tuple[tf.Tensor, tf.Tensor | None]
+
+
+# -- arithmetic ---------------------------------------------------------------------------------------------------
+def straight_through(value: tf.Tensor, differentiable: tf.Tensor) -> tf.Tensor:
+    """`value`, with the gradient of `differentiable`."""
+    return tf.stop_gradient(value) + (differentiable - tf.stop_gradient(differentiable))
+
+
+def floor(x: tf.Tensor) -> tf.Tensor:
+    """Round down; the gradient is 1."""
+    return straight_through(tf.floor(x), x)
+
+
+def symmetric_scale(peak: tf.Tensor, bits: int) -> tf.Tensor:
+    """The scale at which the integers of `bits` bits reach from -peak to peak."""
+    peak = tf.stop_gradient(tf.cast(peak, tf.float32))
+    return tf.maximum(peak, constants.SMALLEST_PEAK) / (2 ** (bits - 1) - 1)
+
+
+def quantise(x: tf.Tensor, scale: tf.Tensor, bits: int) -> tf.Tensor:
+    """The integers nearest to x / scale, in [-(n - 1), n - 2] with n = 2**(bits - 1); gradient of x / scale."""
+    highest = 2 ** (bits - 1) - 1
+    return straight_through(tf.clip_by_value(tf.round(1.0 / scale * x), float(-highest), float(highest - 1)), x / scale)
+
+
+def to_integers(x: tf.Tensor, scale: tf.Tensor, compat: bool) -> tf.Tensor:
+    """The integers behind a quantised value, in float64; in float32 and as the division leaves them with `compat`."""
+    if compat:
+        return x / scale
+    quotient = tf.cast(x, tf.float64) / tf.cast(scale, tf.float64)
+    return straight_through(tf.round(quotient), quotient)
+
+
+def requantise(x: tf.Tensor, scale: tf.Tensor, target: tf.Tensor, compat: bool = False) -> tf.Tensor:
+    """The integers of a quantised value at another scale, by one integer product and one shift per element.
+
+    The quotient of the scales becomes mantissa / 2**30 * 2**exponent with an integer mantissa of 31 bits, rounded
+    half away from zero; the product is rounded half to even.
+
+    Args:
+        x: the value.
+        scale: its scale, one for all or one per feature, of any sign.
+        target: the new scale.
+        compat: see `to_integers`.
+
+    Returns:
+        Integers in float64, without gradient.
+    """
+    quotient = tf.cast(scale, tf.float64) / tf.cast(target, tf.float64)
+    exponent_bits = tf.constant(0x7FF << 52, tf.int64)
+    power = tf.bitcast(tf.bitwise.bitwise_and(tf.bitcast(quotient, tf.int64), exponent_bits), tf.float64)
+    fraction = quotient / power
+    unit = 2.0 ** (constants.MANTISSA_BITS - 1)
+    mantissa = tf.sign(fraction) * tf.floor(tf.abs(fraction) * unit + 0.5)
+    integers = tf.cast(tf.round(to_integers(x, scale, compat)), tf.float64)
+    return tf.stop_gradient(tf.round(integers * mantissa * (power / unit)))
+
+
+# -- statistics ---------------------------------------------------------------------------------------------------
+def learners(block: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Block]]:
+    """Every activation and layer norm below `block` that learns in training mode, by canonical name."""
+    if isinstance(block, (QuantActivation, IntLayerNorm)):
+        yield ".".join(path), block
+    children = enumerate(block) if isinstance(block, list) else vars(block).items()
+    for name, child in children:
+        if isinstance(child, (Block, list)) and not str(name).startswith("_"):
+            yield from learners(child, (*path, str(name).rstrip("_")))
+
+
+@contextlib.contextmanager
+def frozen_statistics(block: Any) -> Iterator[None]:
+    """No activation below `block` changes its range inside, nor a layer norm its shift, training mode or not."""
+    found = [learner for _, learner in learners(block) if not learner.frozen]
+    for learner in found:
+        learner.frozen = True
+    try:
+        yield
+    finally:
+        for learner in found:
+            learner.frozen = False
+
+
+def learning_once(layer: Block) -> Callable[..., Any]:
+    """`layer`, whose statistics change at the first call only: gradient checkpointing calls a layer twice."""
+    calls = 0
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        with frozen_statistics(layer) if calls > 1 else contextlib.nullcontext():
+            return layer(*inputs, **options)
+
+    return call
+
+
+def check_calibrated(model: Any) -> None:
+    """Refuse to evaluate a quantised model whose activation ranges are empty, where looking costs nothing.
+
+    Raises:
+        CalibrationError: naming the activations.
+    """
+    if not tf.executing_eagerly():
+        return
+    activations = [(n, b) for n, b in learners(model) if isinstance(b, QuantActivation) and b.quant_mode]
+    empty = [n for n, b in activations if "CPU" in b.x_min.value.device and bool(b.is_empty())]
+    if empty:
+        raise constants.uncalibrated(empty)
+
+
+def _statistic(block: Block, name: str, aggregation: str) -> keras.Variable:
+    return block.add_weight(name=name, shape=(1,), initializer=keras.initializers.Constant(STATISTICS[name]),
+                            dtype="float32", trainable=False, autocast=False, aggregation=aggregation)
+
+
+# -- blocks -------------------------------------------------------------------------------------------------------
+class QuantActivation(Block):
+    """Brings a value, or the sum of two, to a number of bits, by a range that it learns in training mode.
+
+    The range is an exponential moving average of the smallest and largest element of each batch, and the first
+    batch's where there was none. Batches with an infinite or undefined element do not count. `frozen` stops the
+    learning. Under `tf.distribute` the replicas' ranges are averaged.
+
+    Args:
+        bits: bits of the result.
+        quant_mode: whether to quantise; else the range is learned and the value passes.
+        compat: as in transformers, where a sum whose first part has no scale loses its second part.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> activation = QuantActivation(8, quant_mode=True)
+        >>> value, scale = activation(tf.constant([[-1.0, 0.5, 2.0]]), training=True)
+        >>> round(float(scale[0]), 5), (value / scale).numpy().tolist()
+        (0.01575, [[-64.0, 32.0, 126.0]])
+    """
+
+    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__()
+        self.bits, self.quant_mode, self.compat, self.frozen = bits, quant_mode, compat, False
+        self.x_min = _statistic(self, "x_min", "mean")
+        self.x_max = _statistic(self, "x_max", "mean")
+        self.act_scaling_factor = _statistic(self, "act_scaling_factor", "mean")
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, identity: tf.Tensor | None = None,
+             identity_scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
+        """Quantise `x + identity`.
+
+        Args:
+            x: [..., features].
+            scale: scale of `x`, [1] or [features]; None where it is no quantised value.
+            identity: what is added, broadcastable to `x`.
+            identity_scale: its scale.
+            training: whether to learn the range.
+
+        Returns:
+            The value in float32 and its scale [1]; the plain sum and None without `quant_mode`.
+        """
+        total = x if identity is None else tf.cast(x, identity.dtype) + identity
+        if training and not self.frozen:
+            self.observe(tf.reduce_min(total), tf.reduce_max(total))
+        if not self.quant_mode:
+            return total, None
+        target = self.scale()
+        total = tf.cast(total, tf.float32)
+        if scale is None:
+            total = tf.cast(x, tf.float32) if self.compat else total
+            return quantise(total, target, self.bits) * target, target
+        integers = requantise(x, scale, target, self.compat)
+        if identity is not None:
+            integers = integers + requantise(identity, identity_scale, target, self.compat)
+        highest = 2 ** (self.bits - 1) - 1
+        integers = tf.cast(tf.clip_by_value(integers, float(-highest - 1), float(highest)), tf.float32)
+        return straight_through(integers * target, total), target
+
+    def observe(self, low: tf.Tensor, high: tf.Tensor) -> None:
+        """Let a batch's smallest and largest element count for the range."""
+        momentum, first = constants.MOMENTUM, self.is_empty()
+        low, high = (tf.stop_gradient(tf.cast(seen, tf.float32)) for seen in (low, high))
+        usable = tf.math.is_finite(low) & tf.math.is_finite(high)
+        for variable, seen in ((self.x_min, low), (self.x_max, high)):
+            statistic = variable.value
+            updated = tf.where(first, statistic + seen, statistic * momentum + seen * (1 - momentum))
+            variable.assign(tf.where(usable, updated, statistic))
+        if self.quant_mode:
+            self.act_scaling_factor.assign(self.scale())
+
+    def is_empty(self) -> tf.Tensor:
+        """Whether no batch was seen yet."""
+        return (self.x_min.value > -constants.EMPTY_BELOW) & (self.x_max.value < constants.EMPTY_BELOW)
+
+    def scale(self) -> tf.Tensor:
+        """The scale that the range gives, [1]."""
+        return symmetric_scale(tf.maximum(tf.abs(self.x_min.value), tf.abs(self.x_max.value)), self.bits)
+
+
+class QuantEmbedding(PaddedEmbedding):
+    """A lookup table with one 8 bit scale.
+
+    Args:
+        rows, columns: size of the table.
+        pad: row that looking it up does not train, or None.
+        quant_mode: whether to quantise.
+    """
+
+    def __init__(self, rows: int, columns: int, pad: int | None = None, quant_mode: bool = False) -> None:
+        super().__init__(rows, columns, pad)
+        self.quant_mode = quant_mode
+
+    def call(self, ids: tf.Tensor) -> Quantised:
+        """Look up `ids` [...]: values [..., columns] and their scale [1], None without `quant_mode`."""
+        found = super().call(ids)
+        if not self.quant_mode:
+            return found, None
+        peak = tf.reduce_max(tf.abs(self.embeddings.value))
+        scale = symmetric_scale(tf.reshape(peak, [1]), constants.WEIGHT_BITS)
+        return quantise(tf.cast(found, tf.float32), scale, constants.WEIGHT_BITS) * scale, scale
+
+
+class QuantLinear(Dense):
+    """A linear layer with 8 bit weights, one scale per output, and 32 bit biases.
+
+    Args:
+        inputs: width of the input.
+        outputs: width of the output.
+        quant_mode: whether to quantise.
+        compat: see the module.
+    """
+
+    def __init__(self, inputs: int, outputs: int, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        self.quant_mode, self.compat = quant_mode, compat
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None) -> Quantised:
+        """Multiply by the weights.
+
+        Args:
+            x: [..., inputs].
+            scale: its scale [1]; None only without `quant_mode`.
+
+        Returns:
+            [..., outputs] and its scale [outputs], None without `quant_mode`.
+
+        Raises:
+            InputError: when a quantised layer gets an input without a scale or with one per feature.
+        """
+        if not self.quant_mode:
+            return super().call(x), None
+        if scale is None or scale.shape.num_elements() != 1:
+            got = "none" if scale is None else f"shape {list(scale.shape)}"
+            raise InputError(f"QuantLinear: got {got} for the input's scale, expected one number",
+                             remedy="Put a QuantActivation in front of it.")
+        weight, bias = tf.cast(self.kernel.value, tf.float32), tf.cast(self.bias.value, tf.float32)
+        weight_scale = symmetric_scale(tf.reduce_max(tf.abs(weight), 0), constants.WEIGHT_BITS)
+        output_scale = weight_scale * scale
+        accumulated = matmul(
+            tf.cast(to_integers(x, scale, self.compat), tf.float32),
+            quantise(weight, weight_scale, constants.WEIGHT_BITS),
+        ) + quantise(bias, output_scale, constants.BIAS_BITS)
+        return accumulated * output_scale, output_scale
+
+
+class IntGELU(Block):
+    """GELU by a polynomial of second degree.
+
+    Args:
+        quant_mode: whether to use it; else this is GELU itself.
+        compat: see the module.
+    """
+
+    def __init__(self, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__()
+        self.quant_mode, self.compat = quant_mode, compat
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None) -> Quantised:
+        """GELU of `x` [..., features] with its scale, [1] or [features]."""
+        if not self.quant_mode:
+            return gelu(x), None
+        integers = to_integers(x, scale, self.compat)
+        scale = tf.cast(scale, integers.dtype)
+        erf, erf_scale = self._erf(integers, scale / constants.GELU_ROOT)
+        one = tf.cast(tf.floor(1.0 / tf.cast(erf_scale, tf.float64)), integers.dtype)
+        output_scale = tf.cast(scale * erf_scale / 2, tf.float32)
+        value = integers * (erf + one) * tf.cast(output_scale, integers.dtype)
+        return tf.cast(value, tf.float32), output_scale
+
+    @staticmethod
+    def _erf(integers: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        shift = tf.floor(constants.GELU_SHIFT / scale)
+        one = tf.floor(1 / constants.GELU_SQUARE / tf.square(scale))
+        clipped = tf.minimum(tf.abs(integers), -shift)
+        value = tf.sign(integers) * (tf.square(clipped + shift) + one)
+        dropped = 2**constants.GELU_DROPPED_BITS
+        return floor(value / dropped), tf.square(scale) * constants.GELU_SQUARE * dropped
+
+
+class IntSoftmax(Block):
+    """Softmax over the last dimension by a polynomial of second degree and shifts; 8 bits without a sign.
+
+    A row in which every score is masked becomes uniform, in 1/256 rounded down. The inner activation's range is in
+    units of the polynomial's integers.
+
+    Args:
+        quant_mode: whether to use it; else this is softmax itself.
+        compat: see the module; a probability of 1 is then 256/256, and 255/256, the largest of 8 bits, without.
+    """
+
+    def __init__(self, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__()
+        self.quant_mode, self.compat = quant_mode, compat
+        self.act = QuantActivation(16, quant_mode, compat)
+
+    def call(self, scores: tf.Tensor, scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
+        """Probabilities of `scores` [..., keys] with their scale [1]."""
+        if not self.quant_mode:
+            return tf.nn.softmax(scores), None
+        integers = to_integers(tf.maximum(scores, constants.LOWEST_SCORE), scale, self.compat)
+        integers = integers - tf.math.top_k(integers, 1).values
+        exponentials, exp_scale = self._exp(integers, tf.cast(scale, integers.dtype))
+        exponentials = to_integers(*self.act(exponentials, exp_scale, training=training), self.compat)
+        total = tf.maximum(tf.reduce_sum(exponentials, -1, keepdims=True), 1)
+        probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS))
+        levels = 2**constants.SOFTMAX_BITS
+        if not self.compat:
+            probabilities = straight_through(tf.minimum(probabilities, levels - 1), probabilities)
+        return tf.cast(probabilities / levels, tf.float32), tf.fill([1], 1 / levels)
+
+    @staticmethod
+    def _exp(integers: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        step = tf.floor(-constants.LN_2 / scale)
+        shift = tf.floor(constants.EXP_LINEAR / constants.EXP_SQUARE / scale)
+        integers = tf.maximum(integers, constants.EXP_BITS * step)
+        halvings = floor(integers / step)
+        rest = integers - step * halvings
+        value = (rest + shift) * rest + IntSoftmax._one(scale)
+        powers = tf.pow(tf.constant(2.0, value.dtype), constants.EXP_BITS - halvings)
+        value = tf.maximum(floor(value * powers), 0)
+        return value, constants.EXP_SQUARE * tf.square(scale) / 2.0**constants.EXP_BITS
+
+    @staticmethod
+    def _one(scale: tf.Tensor) -> tf.Tensor:
+        return tf.floor(1 / constants.EXP_SQUARE / tf.square(scale))
+
+    def observe(self, scale: tf.Tensor) -> None:
+        """Learn the inner range while the model still works in float: a row's largest score becomes exp(0).
+
+        Args:
+            scale: the scale that the scores would have.
+        """
+        if not self.act.frozen:
+            largest = self._one(scale) * 2.0**constants.EXP_BITS
+            self.act.observe(tf.zeros_like(largest), largest)
+
+
+class IntLayerNorm(LayerNorm):
+    """Layer normalisation whose standard deviation is an integer square root.
+
+    Its integers are shifted right where their squares would not fit 32 bits; training mode finds the `shift`.
+    A constant input gives the bias, as does a gain of zero.
+
+    Args:
+        size: number of features, the last dimension of the input.
+        eps: what keeps the variance from being zero in float mode.
+        quant_mode: whether to quantise.
+        compat: see the module; the bias then gets no gradient, and the gain its share.
+    """
+
+    def __init__(self, size: int, eps: float, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__(size, eps)
+        self.quant_mode, self.compat, self.frozen = quant_mode, compat, False
+        self.shift = _statistic(self, "shift", "only_first_replica")
+        self.activation = QuantActivation(32)  # never used, but every checkpoint has its statistics
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
+        """Normalise `x` [..., size] with its scale [1]; the result's scale is [size]."""
+        if not self.quant_mode:
+            return super().call(x), None
+        integers = to_integers(x, scale, self.compat)
+        mean = tf.reduce_mean(integers, -1, keepdims=True)
+        centred = integers - straight_through(tf.round(mean), mean)
+        if training and not self.frozen:
+            self._widen(tf.stop_gradient(centred))
+        step = tf.cast(tf.pow(2.0, self.shift.value), integers.dtype)
+        squares = tf.reduce_sum(tf.square(floor(centred / step)), -1, keepdims=True)
+        deviation = floor(tf.sqrt(tf.maximum(squares, 1))) * step
+        normed = floor(centred * floor(2.0**31 / deviation) / 2)
+        weight, bias = tf.cast(self.gamma.value, tf.float32), tf.cast(self.beta.value, tf.float32)
+        weight = straight_through(tf.where(tf.abs(weight) < constants.SMALLEST_GAIN, constants.SMALLEST_GAIN, weight), weight)
+        unit = math.sqrt(x.shape[-1]) / 2**30
+        output_scale = tf.cast(unit * weight, integers.dtype)
+        value = (normed + tf.cast(tf.stop_gradient(tf.floor(bias / weight / unit)), integers.dtype)) * output_scale
+        if not self.compat:
+            value = straight_through(value, normed * output_scale + tf.cast(bias, integers.dtype))
+        return tf.cast(value, tf.float32), tf.stop_gradient(tf.cast(output_scale, tf.float32))
+
+    def _widen(self, centred: tf.Tensor) -> None:
+        largest = tf.cast(tf.reduce_max(tf.reduce_sum(tf.square(centred), -1)), tf.float64)
+        needed = tf.math.ceil(tf.math.log(tf.sqrt(largest / 2.0**32)) / math.log(2.0))
+        self.shift.assign(tf.maximum(self.shift.value, tf.cast(needed, tf.float32)))
