@@ -1,0 +1,14 @@
+"""Make an I-BERT (or a plain MobileBERT) of a BERT or RoBERTa checkpoint, exactly.
+
+    python conversion/bert_to_ibert.py path/to/bert path/to/ibert
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bertkit.cli import main
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    sys.exit(main(["convert", *arguments, *([] if "--to" in arguments else ["--to", "ibert"])]))
