@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="bertkit", description="MobileBERT, I-BERT, MegatronBERT and YOSO for PyTorch and TensorFlow, from one checkpoint.",
-        epilog=GENERAL, formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="bertkit", epilog=GENERAL, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="MobileBERT, I-BERT, MegatronBERT and YOSO for PyTorch and TensorFlow, from one checkpoint.")
     parser.add_argument("--version", action="version", version=f"bertkit {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
@@ -72,7 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_arguments(chosen)
         chosen.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-        chosen.add_argument("--traceback", action="store_true", help="on an error show where it happened (or set BERTKIT_TRACEBACK=1)")
+        chosen.add_argument("--traceback", action="store_true",
+                            help="on an error show where it happened (or set BERTKIT_TRACEBACK=1)")
     return parser
 
 

@@ -47,7 +47,8 @@ VERIFIED = ["The cat sat on the mat.", "Naïve café owners in Zürich paid 1,23
 def main() -> int:
     """Run the demonstration; 0 where everything agrees."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cache", type=Path, default=Path(".demo"), help="where the download and the results go (default: .demo)")
+    parser.add_argument("--cache", type=Path, default=Path(".demo"),
+                        help="where the download and the results go (default: .demo)")
     cache = parser.parse_args().cache
     started = time.perf_counter()
     step("1. Real weights: all-MiniLM-L6-v2, a BERT trained for sentence embeddings")
@@ -113,8 +114,8 @@ def search(directory: Path, installed: list[str]) -> None:
 
 def run(*words: str) -> int:
     """Run a bertkit command and show it as it would be typed."""
-    shown = " ".join(word if len(word) < 40 and " " not in word else f'"{word[:36]}..."' if len(word) > 40 else f'"{word}"' for word in words)
-    print(f"$ bertkit {shown}", flush=True)
+    short = [word if len(word) <= 60 else f"{word[:57]}..." for word in words]
+    print("$ bertkit", " ".join(f'"{word}"' if " " in word else word for word in short), flush=True)
     return bertkit(words)
 
 

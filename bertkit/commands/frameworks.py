@@ -115,7 +115,8 @@ def open_model(name_or_path: str, task: str | None = None) -> Opened:
     if plan.missing:
         fits = [name for name in variant.tasks if not plan_leniently(
             source.checkpoint, params_of(variant, name, config, source.checkpoint), variant, config).missing]
-        raise CheckpointError(f"{source.directory} has no weights for {variant.name}{suffix}", [f"missing: {n}" for n in plan.missing],
+        lost = [f"missing: {name}" for name in plan.missing]
+        raise CheckpointError(f"{source.directory} has no weights for {variant.name}{suffix}", lost,
                               f"It has all of: {', '.join(variant.name + name for name in fits)}.")
     return Opened(source, variant, config, suffix, has_pooler(source.checkpoint), list(plan.conflicts))
 

@@ -28,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json(found)
         return 0 if found["fits"] else 1
-    rows = [[t["name"], "x".join(map(str, t["shape"])) or "scalar", t["dtype"], t["kind"], t["status"]] for t in found["tensors"]]
+    rows = [[tensor["name"], "x".join(map(str, tensor["shape"])) or "scalar", tensor["dtype"], tensor["kind"], tensor["status"]]
+            for tensor in found["tensors"]]
     files = found["files"]
     show(
         format_table(["tensor", "shape", "dtype", "kind", "status"], rows, right=[1]), "",
@@ -62,7 +63,8 @@ def look_at(name_or_path: str, task: str | None = None) -> dict[str, Any]:
     plan = plan_leniently(checkpoint, params, variant, config)
     places = {source_name: name for name, source_name in plan.sources.items()}
     misshapen = {name for name, _, _ in plan.mismatched}
-    tensors, dtypes, parameters = [], {}, 0
+    tensors, parameters = [], 0
+    dtypes: dict[str, int] = {}
     for name in checkpoint.names():
         info = checkpoint.info(name)
         place = places.get(name)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertkit.commands.terminal import format_list, format_table, show, show_json
 from bertkit.core.errors import InputError
 
@@ -46,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not texts:
         raise InputError("there is no text", remedy="Pass --text, or a --file with one text a line.")
     context = _context(arguments)
-    found = predict(arguments.source, arguments.task, texts, context=context, framework=arguments.framework, top_k=arguments.top_k)
+    found = predict(arguments.source, arguments.task, texts, context=context, framework=arguments.framework,
+                    top_k=arguments.top_k)
     if arguments.json:
         show_json(found)
         return 0
@@ -122,7 +125,8 @@ def _context(arguments: argparse.Namespace) -> str | None:
 
 # -- printing ---------------------------------------------------------------------------------------------------
 def _print_masks(result: dict[str, Any]) -> str:
-    rows = [[mask["position"], c["token"], f"{c['score']:.4f}", c["text"]] for mask in result["masks"] for c in mask["candidates"]]
+    rows = [[mask["position"], candidate["token"], f"{candidate['score']:.4f}", candidate["text"]]
+            for mask in result["masks"] for candidate in mask["candidates"]]
     return f"{result['text']}\n" + format_table(["place", "token", "score", "text"], rows, right=[0, 2])
 
 
@@ -133,23 +137,28 @@ def _print_labels(result: dict[str, Any]) -> str:
 
 def _print_spans(result: dict[str, Any]) -> str:
     rows = [[span["text"], span["label"], f"{span['score']:.4f}", f"{span['start']}-{span['end']}"] for span in result["spans"]]
-    return f"{result['text']}\n" + (format_table(["text", "label", "score", "place"], rows, right=[2, 3]) if rows else "nothing tagged")
+    table = format_table(["text", "label", "score", "place"], rows, right=[2, 3]) if rows else "nothing tagged"
+    return f"{result['text']}\n{table}"
 
 
 def _print_answers(result: dict[str, Any]) -> str:
     rows = [[a["answer"], f"{a['score']:.4f}", f"{a['start']}-{a['end']}"] for a in result["answers"]]
-    return f"{result['question']}  ({result['windows']} window(s))\n" + format_table(["answer", "score", "place"], rows, right=[1, 2])
+    table = format_table(["answer", "score", "place"], rows, right=[1, 2])
+    return f"{result['question']}  ({result['windows']} window(s))\n{table}"
 
 
 def _print_embedding(result: dict[str, Any]) -> str:
     vector = result["embedding"]
-    return f"{result['text']}\n[{', '.join(f'{x:.4f}' for x in vector[:6])}{', ...' if len(vector) > 6 else ''}] ({len(vector)} numbers)"
+    first = ", ".join(f"{value:.4f}" for value in vector[:6])
+    return f"{result['text']}\n[{first}{', ...' if len(vector) > 6 else ''}] ({len(vector)} numbers)"
 
 
 def _similarities(results: list[dict[str, Any]]) -> str:
-    rows = [[i, result["text"], *(f"{sum(a * b for a, b in zip(result['embedding'], other['embedding'], strict=True)):.4f}"
-                                  for other in results)] for i, result in enumerate(results)]
-    return "cosine similarity\n" + format_table(["", "text", *map(str, range(len(results)))], rows, right=[0, *range(2, len(results) + 2)])
+    vectors = np.array([result["embedding"] for result in results])
+    rows = [[place, result["text"], *(f"{score:.4f}" for score in scores)]
+            for place, (result, scores) in enumerate(zip(results, vectors @ vectors.T, strict=True))]
+    headers = ["", "text", *map(str, range(len(results)))]
+    return "cosine similarity\n" + format_table(headers, rows, right=[0, *range(2, len(headers))])
 
 
 PRINTERS = {"fill-mask": _print_masks, "classify": _print_labels, "tag": _print_spans, "answer": _print_answers,

@@ -24,7 +24,8 @@ def fill_mask(run: Run, tokenizer: Any, config: Any, texts: Sequence[str], top_k
     """
     without = [f"text {i}: {text!r}" for i, text in enumerate(texts) if tokenizer.mask_token not in text]
     if without:
-        raise InputError(f"{len(without)} text(s) have no mask", without, f"Write {tokenizer.mask_token} where a token is to be filled in.")
+        raise InputError(f"{len(without)} text(s) have no mask", without,
+                         f"Write {tokenizer.mask_token} where a token is to be filled in.")
     results = []
     for text, row, output in _rows(run, tokenizer, config, texts):
         masks = []
@@ -104,7 +105,8 @@ def answer(
 
 
 def _answer(run: Run, tokenizer: Any, config: Any, question: str, context: str, top_k: int, window: int) -> Result:
-    used = len(tokenizer(question, add_special_tokens=False, verbose=False).input_ids) + tokenizer.num_special_tokens_to_add(pair=True)
+    used = len(tokenizer(question, add_special_tokens=False, verbose=False).input_ids)
+    used += tokenizer.num_special_tokens_to_add(pair=True)
     if used >= window:
         raise InputError(f"the question takes {used} of {window} tokens and leaves no room for its context: {question!r}")
     batch = tokenizer([question], [context], truncation="only_second", max_length=window, padding=True, return_tensors="np",

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def format_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = (), width: int | None = None) -> str:
+def format_table(
+    headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = (), width: int | None = None
+) -> str:
     """A table in plain text; columns of text are shortened where the table would be wider than `width`.
 
     Args:

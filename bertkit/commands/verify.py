@@ -24,7 +24,8 @@ TEXTS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("source", metavar="SRC", help="checkpoint directory, or hub id")
-    parser.add_argument("--text", action="append", metavar="TEXT", help="what to run; may be repeated (default: three sentences)")
+    parser.add_argument("--text", action="append", metavar="TEXT",
+                        help="what to run; may be repeated (default: three sentences)")
     parser.add_argument("--task", metavar="CLASS", help="class to load, e.g. ForMaskedLM; default: the checkpoint's own")
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="X",
                         help="largest difference, relative to the largest number of each output (default: 1e-4)")
@@ -38,12 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0 if found["ok"] else 1
     rows = [[row["output"], "x".join(map(str, row["shape"])), f"{row['largest']:.3g}", f"{row['absolute']:.2e}",
              f"{row['relative']:.2e}", "ok" if row["ok"] else "OVER"] for row in found["outputs"]]
+    headers = ["output", "shape", "largest value", "abs. difference", "rel. difference", ""]
+    verdict = "is within" if found["ok"] else "is OVER"
     show(
         f"{found['architecture']} from {found['source']}, PyTorch against TensorFlow on {found['input']}", "",
-        format_table(["output", "shape", "largest value", "abs. difference", "rel. difference", ""], rows, right=[1, 2, 3, 4]), "",
+        format_table(headers, rows, right=[1, 2, 3, 4]), "",
         format_list("notes", found["notes"]),
-        f"largest relative difference {found['largest_relative']:.2e} "
-        + (f"is within the tolerance {found['tolerance']:g}" if found["ok"] else f"is OVER the tolerance {found['tolerance']:g}"))
+        f"largest relative difference {found['largest_relative']:.2e} {verdict} the tolerance {found['tolerance']:g}")
     return 0 if found["ok"] else 1
 
 

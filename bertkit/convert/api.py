@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _tensors_to_write(
     """Every tensor of the result in the order of the spec; and those of them that the source lacks."""
     random = np.random.default_rng(0)
     made = {
-        name: LazyTensor(param.shape, "F32", lambda param=param: initial_value(param, config, random))
+        name: LazyTensor(param.shape, "F32", partial(initial_value, param, config, random))
         for name, param in params.items()
         if param.stored and name not in plan.sources and (param.kind == "stat" or 0 in param.shape)
     }

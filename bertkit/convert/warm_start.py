@@ -138,7 +138,8 @@ def _identity(config: Any) -> dict[str, np.ndarray]:
 UNUSED = {"ibert": _nothing, "mobilebert": _identity}
 """Tensors that the target has but does not use where it is BERT."""
 
-WRITERS = ("architectures", "model_type", "transformers_version", "_name_or_path", "gradient_checkpointing", "torch_dtype", "dtype")
+WRITERS = ("architectures", "model_type", "transformers_version", "_name_or_path", "gradient_checkpointing", "torch_dtype",
+           "dtype")
 """Settings that describe who wrote the source, not what it is."""
 
 

@@ -34,7 +34,7 @@ def write(directory: Path, settings: Mapping[str, Any], tensors: Mapping[str, np
 def weights(variant: str, task: str, config: Any) -> dict[str, np.ndarray]:
     """Every stored tensor of a class."""
     params = VARIANTS[variant].params(task, config).values()
-    return {p.name: np.full(p.shape, 1.0, np.float32) if p.kind == "stat" else fill(p.name, p.shape) for p in params if p.stored}
+    return {p.name: np.ones(p.shape, np.float32) if p.kind == "stat" else fill(p.name, p.shape) for p in params if p.stored}
 
 
 def checkpoint(directory: Path, variant: str, task: str = "Model", *, tokenizer: bool = True, **changes: Any) -> Path:

@@ -154,12 +154,14 @@ def test_the_command_as_a_process(tmp_path):
                           env={**os.environ, "COLUMNS": "40"})
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["architecture"] == "IBertModel"
-    failed = subprocess.run([sys.executable, "-m", "bertkit", "inspect", str(tmp_path / "a" / "b")], capture_output=True, text=True)
+    words = [sys.executable, "-m", "bertkit", "inspect", str(tmp_path / "a" / "b")]
+    failed = subprocess.run(words, capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.startswith("bertkit inspect: there is no directory")
 
 
 def test_tables_fit_the_width():
-    table = format_table(["name", "count"], [["encoder.layer.0.attention.self.query.weight", 12], ["b", 3]], right=[1], width=30)
+    rows = [["encoder.layer.0.attention.self.query.weight", 12], ["b", 3]]
+    table = format_table(["name", "count"], rows, right=[1], width=30)
     assert table.splitlines() == [
         "name                     count", "-----------------------  -----",
         "encoder.lay…uery.weight     12", "b                            3"]

@@ -68,7 +68,8 @@ def test_fill_mask_puts_words_in_their_place(tokenizer):
 
 
 @pytest.mark.parametrize(("problem", "scores"), [
-    ("single_label_classification", [0.0900306, 0.2447285, 0.6652410]), ("multi_label_classification", [0.5, 0.7310586, 0.8807971]),
+    ("single_label_classification", [0.0900306, 0.2447285, 0.6652410]),
+    ("multi_label_classification", [0.5, 0.7310586, 0.8807971]),
     ("regression", [0.0, 1.0, 2.0]),
 ])
 def test_classify(problem, scores, tokenizer):
