@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
@@ -60,6 +61,7 @@ PositiveReal = Annotated[float, POSITIVE_REAL]
 NotNegativeReal = Annotated[float, NOT_NEGATIVE_REAL]
 Flag = Annotated[bool, FLAG]
 TokenId = Annotated[int | None, INTEGER | NONE]
+Text = Annotated[str | None, Check("a string", lambda v: isinstance(v, str)) | NONE]
 Activation = Annotated[str | Callable, ACTIVATION]
 PositionEmbedding = Annotated[str, one_of("absolute", "relative_key", "relative_key_query")]
 ProblemType = Annotated[
@@ -75,12 +77,15 @@ def configuration(cls: type[ConfigType]) -> type[ConfigType]:
     names = {item.name for item in fields(cls)}
 
     @wraps(declared_init)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         extra = {key: kwargs.pop(key) for key in list(kwargs) if key not in names}
         self._accept_extra(extra)
         declared_init(self, *args, **kwargs)
 
-    cls.__init__ = __init__  # type: ignore[method-assign]
+    declared = signature(declared_init)
+    others = Parameter("kwargs", Parameter.VAR_KEYWORD, annotation="Any")
+    __init__.__signature__ = declared.replace(parameters=[*declared.parameters.values(), others])  # type: ignore[attr-defined]
+    cls.__init__ = __init__  # type: ignore[assignment,method-assign]
     return cls
 
 
@@ -122,37 +127,52 @@ class PretrainedConfig:
     add_cross_attention: Flag = False
     tie_word_embeddings: Flag = True
     pruned_heads: dict[int, list[int]] = field(default_factory=dict)
-    torch_dtype: str | None = None
+    torch_dtype: Text = None
     architectures: list[str] | None = None
-    tokenizer_class: str | None = None
+    tokenizer_class: Text = None
 
     def __post_init__(self) -> None:
-        num_labels = self.__dict__.pop("num_labels", None)
-        problems = []
-        if num_labels is not None and not POSITIVE.accepts(num_labels):
-            problems.append(f"num_labels: got {num_labels!r}, expected {POSITIVE.allowed}")
-            num_labels = None
-        try:
-            self._name_labels(num_labels)
-            self.pruned_heads = {int(k): sorted(map(int, v)) for k, v in (self.pruned_heads or {}).items()}
-        except (TypeError, ValueError, AttributeError) as error:
-            problems.append(f"id2label/label2id/pruned_heads: {error}")
+        problems = [*self._name_labels(self.__dict__.pop("num_labels", None)), *self._number_pruned_heads()]
+        if type(self.torch_dtype).__module__ == "torch":
+            self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
         self._raise_if([*problems, *self.problems()])
 
     def _accept_extra(self, extra: dict[str, Any]) -> None:
+        methods = [key for key in extra if callable(getattr(type(self), key, None))]
+        self._raise_if([f"{key}: is a method, expected another name" for key in methods])
         for key, value in extra.items():
             if key not in self.derived and key != "model_type":
                 self.__dict__[key] = value
 
-    def _name_labels(self, num_labels: int | None) -> None:
-        if self.id2label is not None:
-            names = {int(index): str(name) for index, name in self.id2label.items()}
-            if num_labels is None or num_labels == len(names):
-                self.id2label = dict(sorted(names.items()))
-                self.label2id = self.label2id or {name: index for index, name in self.id2label.items()}
-                return
-        self.id2label = {index: f"LABEL_{index}" for index in range(2 if num_labels is None else num_labels)}
-        self.label2id = {name: index for index, name in self.id2label.items()}
+    def _name_labels(self, num_labels: Any) -> list[str]:
+        """Make `id2label` and `label2id` complete from what was given; what is wrong with it is given back."""
+        problems = []
+        if num_labels is not None and not POSITIVE.accepts(num_labels):
+            problems.append(f"num_labels: got {num_labels!r}, expected {POSITIVE.allowed}")
+        elif num_labels is not None and isinstance(self.id2label, Mapping) and len(self.id2label) != num_labels:
+            problems.append(f"num_labels: got {num_labels}, but id2label names {len(self.id2label)}")
+        names, indices = _with_indices(self.id2label), _with_indices(_inverse(self.label2id))
+        if self.id2label is not None and not names:
+            problems.append(f"id2label: got {self.id2label!r}, expected names by class index, at least one")
+        if self.label2id is not None and indices is None:
+            problems.append(f"label2id: got {self.label2id!r}, expected class indices by name")
+        if problems or not (names or indices):
+            names, indices = {index: f"LABEL_{index}" for index in range(2 if problems else num_labels or 2)}, None
+        self.id2label = names or indices or {}
+        given = self.label2id if indices else None
+        self.label2id = {str(name): int(index) for name, index in (given or _inverse(self.id2label)).items()}
+        return problems
+
+    def _number_pruned_heads(self) -> list[str]:
+        given, self.pruned_heads = self.pruned_heads, {}
+        try:
+            heads: dict[int, list[Any]] = {int(layer): sorted(pruned) for layer, pruned in (given or {}).items()}
+        except (TypeError, ValueError, AttributeError):
+            heads = {0: [None]}
+        if not all(_is_int(head) for pruned in heads.values() for head in pruned):
+            return [f"pruned_heads: got {given!r}, expected lists of heads by layer"]
+        self.pruned_heads = heads
+        return []
 
     @property
     def num_labels(self) -> int:
@@ -162,8 +182,8 @@ class PretrainedConfig:
     @num_labels.setter
     def num_labels(self, value: int) -> None:
         if value != self.num_labels:
-            self.id2label = None
-            self._name_labels(value)
+            self.id2label = self.label2id = None
+            self._raise_if(self._name_labels(value))
 
     @property
     def use_return_dict(self) -> bool:
@@ -229,8 +249,7 @@ class PretrainedConfig:
     # -- dictionaries and files -----------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
         """All values, the unknown keys included, as plain Python objects that JSON can hold."""
-        values = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-        named = {key: _json_name(value) for key, value in copy.deepcopy(values).items()}
+        named = {key: _json_name(value) for key, value in copy.deepcopy(self.__dict__).items()}
         return {"model_type": self.model_type, **named}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -242,9 +261,18 @@ class PretrainedConfig:
         return {k: v for k, v in everything.items() if k not in shared or v != _default(shared[k])}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The text of config.json: sorted keys, two spaces of indentation, a newline at the end."""
+        """The text of config.json: sorted keys, two spaces of indentation, a newline at the end.
+
+        Raises:
+            ConfigError: when an attribute holds what JSON cannot.
+        """
         values = self.to_diff_dict() if use_diff else self.to_dict()
-        return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        try:
+            text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            text.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{type(self).__name__} cannot be written as JSON: {error}") from error
+        return text
 
     @classmethod
     def from_dict(
@@ -260,7 +288,9 @@ class PretrainedConfig:
         Raises:
             ConfigError: for impossible values, or when the mapping belongs to another variant.
         """
-        values = {key: value for key, value in config_dict.items() if key not in ("transformers_version",)}
+        if not isinstance(config_dict, Mapping) or not all(isinstance(key, str) for key in config_dict):
+            raise ConfigError(f"{cls.__name__}.from_dict: got {config_dict!r}, expected values by name")
+        values = {key: value for key, value in config_dict.items() if key not in ("transformers_version", "_num_labels")}
         found = values.pop("model_type", cls.model_type)
         if found != cls.model_type:
             raise ConfigError(f"{cls.__name__} reads model_type {cls.model_type!r}, but this config.json says {found!r}",
@@ -269,10 +299,10 @@ class PretrainedConfig:
             values.setdefault("torch_dtype", values.pop("dtype"))
         known = {item.name for item in fields(cls)} | {"num_labels"}
         unused = {key: overrides.pop(key) for key in list(overrides) if key not in known} if return_unused_kwargs else {}
-        if "num_labels" in overrides and "id2label" not in overrides:
-            if len(values.get("id2label") or range(values.get("num_labels", 2))) != overrides["num_labels"]:
-                values = {k: v for k, v in values.items() if k not in ("id2label", "label2id")}
-        values.pop("_num_labels", None)
+        if overrides.get("id2label") is not None or overrides.get("num_labels") is not None:
+            values = _without_other_labels(values, overrides)
+        elif values.get("id2label") is not None:
+            values.pop("num_labels", None)
         config = cls(**{**values, **overrides})
         return (config, unused) if return_unused_kwargs else config
 
@@ -313,7 +343,31 @@ class PretrainedConfig:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
+        return f"{type(self).__name__} {json.dumps(self.to_diff_dict(), indent=2, ensure_ascii=False, default=repr)}"
+
+
+def _with_indices(names: Any) -> dict[int, str] | None:
+    """Labels by class index in ascending order; None where it is no such mapping."""
+    try:
+        return dict(sorted((int(index), str(name)) for index, name in names.items()))
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def _inverse(names: Any) -> Any:
+    """Keys by value; None where it is no such mapping."""
+    try:
+        return {value: key for key, value in names.items()}
+    except (TypeError, AttributeError):
+        return None
+
+
+def _without_other_labels(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without the labels that overrides replace; as many labels as before keep their names."""
+    names, number = values.get("id2label"), overrides.get("num_labels")
+    keeps_names = overrides.get("id2label") is None and isinstance(names, Mapping) and len(names) == number
+    replaced = ("num_labels",) if keeps_names else ("num_labels", "id2label", "label2id")
+    return {key: value for key, value in values.items() if key not in replaced}
 
 
 def _default(item: Field) -> Any:
@@ -350,8 +404,8 @@ def read_config_dict(name_or_path: str | os.PathLike, **hub: Any) -> dict[str, A
     if not path.is_file():
         raise CheckpointError(f"no {CONFIG_NAME} in {path.parent}", remedy="Give the directory of a checkpoint, which has one.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON file: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a JSON {type(values).__name__}, expected an object with the model's settings")

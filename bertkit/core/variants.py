@@ -20,7 +20,7 @@ def find_variant(model_type: str | None) -> Variant:
     Raises:
         ConfigError: naming the variants that there are.
     """
-    if model_type not in VARIANTS:
+    if not isinstance(model_type, str) or model_type not in VARIANTS:
         raise ConfigError(f"model_type: got {model_type!r}, expected one of {', '.join(map(repr, VARIANTS))}",
                           remedy="Other models can be converted where their architecture allows; see docs/conversion.md.")
     return VARIANTS[model_type]
