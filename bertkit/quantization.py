@@ -28,7 +28,9 @@ Quantised = tuple[Tensor, Tensor | None]
 
 # -- arithmetic ---------------------------------------------------------------------------------------------------
 def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
-    """`value`, with the gradient of `differentiable`."""
+    """`value`, with the gradient of `differentiable`, which has its shape and dtype."""
+    if not (torch.is_grad_enabled() and differentiable.requires_grad):
+        return value
     return value.detach() + (differentiable - differentiable.detach())
 
 
@@ -66,17 +68,19 @@ def requantise(x: Tensor, scale: Tensor, target: Tensor, compat: bool = False) -
         x: the value.
         scale: its scale, one for all or one per feature, of any sign.
         target: the new scale.
-        compat: see `to_integers`.
+        compat: whether to divide in float32.
 
     Returns:
         Integers in float64, without gradient.
     """
     quotient = scale.double() / target.double()
     fraction, _ = torch.frexp(quotient)
-    power = quotient / fraction
-    mantissa = torch.sign(fraction) * torch.floor(fraction.abs() * 2.0**constants.MANTISSA_BITS + 0.5)
-    integers = torch.round(to_integers(x, scale, compat)).double()
-    return torch.round(integers * mantissa * (power * 2.0**-constants.MANTISSA_BITS)).detach()
+    unit = 2.0**constants.MANTISSA_BITS
+    mantissa = torch.sign(fraction) * torch.floor(fraction.abs() * unit + 0.5)
+    multiplier = mantissa * (quotient / fraction / unit)  # a power of two, so nothing is lost by multiplying first
+    x, scale = x.detach(), scale.detach()
+    integers = torch.round(x / scale if compat else x.double() / scale.double()).double()
+    return torch.round(integers * multiplier.detach())
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
@@ -296,7 +300,7 @@ class IntGELU(nn.Module):
         shift = torch.floor(constants.GELU_SHIFT / scale)
         one = torch.floor(1 / constants.GELU_SQUARE / scale**2)
         clipped = torch.minimum(integers.abs(), -shift)
-        value = torch.sign(integers) * ((clipped + shift) ** 2 + one)
+        value = torch.sign(integers) * ((clipped + shift).square() + one)
         dropped = 2**constants.GELU_DROPPED_BITS
         return floor(value / dropped), scale**2 * constants.GELU_SQUARE * dropped
 
@@ -380,7 +384,7 @@ class IntLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Quantised:
         """Normalise `x` [..., size] with its scale [1]; the result's scale is [size]."""
         if not self.quant_mode:
-            return super().forward(x), None
+            return self._in_float(x), None
         integers = to_integers(x, scale, self.compat)
         mean = integers.mean(-1, keepdim=True)
         centred = integers - straight_through(torch.round(mean), mean)
@@ -399,6 +403,14 @@ class IntLayerNorm(nn.LayerNorm):
         if not self.compat:
             value = straight_through(value, normed * output_scale + bias)
         return value.float(), output_scale.detach()
+
+    def _in_float(self, x: Tensor) -> Tensor:
+        """The fused kernel; transformers' order of roundings with `compat`, since a requantisation shows each of them."""
+        if not self.compat:
+            return super().forward(x)
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = torch.sqrt(self.eps + centred.square().mean(-1, keepdim=True))
+        return centred / deviation * self.weight + self.bias
 
     @torch.no_grad()
     def _widen(self, centred: Tensor) -> None:

@@ -22,14 +22,14 @@ import tensorflow as tf
 from bertkit.core import quantization as constants
 from bertkit.core.errors import InputError
 from bertkit.core.initial import STATISTICS
-from bertkit_tf.layers import Block, Dense, LayerNorm, PaddedEmbedding, gelu, matmul
+from bertkit_tf.layers import Block, Dense, LayerNorm, PaddedEmbedding, gelu, matmul, wide
 
 Quantised = tuple[tf.Tensor, tf.Tensor | None]
 
 
 # -- arithmetic ---------------------------------------------------------------------------------------------------
 def straight_through(value: tf.Tensor, differentiable: tf.Tensor) -> tf.Tensor:
-    """`value`, with the gradient of `differentiable`."""
+    """`value`, with the gradient of `differentiable`, which has its shape and dtype."""
     return tf.stop_gradient(value) + (differentiable - tf.stop_gradient(differentiable))
 
 
@@ -68,7 +68,7 @@ def requantise(x: tf.Tensor, scale: tf.Tensor, target: tf.Tensor, compat: bool =
         x: the value.
         scale: its scale, one for all or one per feature, of any sign.
         target: the new scale.
-        compat: see `to_integers`.
+        compat: whether to divide in float32.
 
     Returns:
         Integers in float64, without gradient.
@@ -79,8 +79,9 @@ def requantise(x: tf.Tensor, scale: tf.Tensor, target: tf.Tensor, compat: bool =
     fraction = quotient / power
     unit = 2.0 ** (constants.MANTISSA_BITS - 1)
     mantissa = tf.sign(fraction) * tf.floor(tf.abs(fraction) * unit + 0.5)
-    integers = tf.cast(tf.round(to_integers(x, scale, compat)), tf.float64)
-    return tf.stop_gradient(tf.round(integers * mantissa * (power / unit)))
+    multiplier = mantissa * (power / unit)  # a power of two, so nothing is lost by multiplying first
+    integers = x / scale if compat else tf.cast(x, tf.float64) / tf.cast(scale, tf.float64)
+    return tf.stop_gradient(tf.round(tf.cast(tf.round(integers), tf.float64) * multiplier))
 
 
 # -- statistics ---------------------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ class IntLayerNorm(LayerNorm):
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
         """Normalise `x` [..., size] with its scale [1]; the result's scale is [size]."""
         if not self.quant_mode:
-            return super().call(x), None
+            return self._in_float(x), None
         integers = to_integers(x, scale, self.compat)
         mean = tf.reduce_mean(integers, -1, keepdims=True)
         centred = integers - straight_through(tf.round(mean), mean)
@@ -417,6 +418,15 @@ class IntLayerNorm(LayerNorm):
         if not self.compat:
             value = straight_through(value, normed * output_scale + tf.cast(bias, integers.dtype))
         return tf.cast(value, tf.float32), tf.stop_gradient(tf.cast(output_scale, tf.float32))
+
+    def _in_float(self, x: tf.Tensor) -> tf.Tensor:
+        """The plain norm; transformers' order of roundings with `compat`, since a requantisation shows each of them."""
+        if not self.compat:
+            return super().call(x)
+        centred = wide(x) - tf.reduce_mean(wide(x), -1, keepdims=True)
+        deviation = tf.sqrt(self.eps + tf.reduce_mean(tf.square(centred), -1, keepdims=True))
+        gamma, beta = (tf.cast(variable.value, centred.dtype) for variable in (self.gamma, self.beta))
+        return tf.cast(centred / deviation * gamma + beta, self.variable_dtype)
 
     def _widen(self, centred: tf.Tensor) -> None:
         largest = tf.cast(tf.reduce_max(tf.reduce_sum(tf.square(centred), -1)), tf.float64)

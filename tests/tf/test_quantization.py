@@ -74,6 +74,7 @@ def test_block(name: str) -> None:
 TINY = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
         "max_position_embeddings": 24, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.3}
+SHALLOW = {**TINY, "num_hidden_layers": 1}
 IDS = np.array([[0, 5, 6, 7, 8, 2], [0, 9, 10, 2, 1, 1]], np.int32)
 MASK = (IDS != 1).astype(np.int32)
 
@@ -142,13 +143,11 @@ def test_an_empty_range_is_an_error(calibrated: TFIBertModel) -> None:
 
 @pytest.mark.parametrize("quant_mode", [False, True])
 @pytest.mark.parametrize("graph", [False, True])
-def test_checkpointing_counts_a_batch_once(calibrated: TFIBertModel, quant_mode: bool, graph: bool) -> None:
+def test_checkpointing_counts_a_batch_once(quant_mode: bool, graph: bool) -> None:
     found = []
     for checkpointing in (False, True):
-        model = TFIBertForMaskedLM(IBertConfig(**TINY, quant_mode=quant_mode))
         tf.random.set_seed(1)
-        model.init_weights()
-        model.ibert.set_weights(calibrated.get_weights()[: len(model.ibert.get_weights())])
+        model = TFIBertForMaskedLM(IBertConfig(**SHALLOW, quant_mode=quant_mode))
         if checkpointing:
             model.gradient_checkpointing_enable()
 
@@ -183,12 +182,15 @@ def test_pruned_heads_are_those_masked_out(calibrated: TFIBertModel) -> None:
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_graphs(calibrated: TFIBertModel, jit_compile: bool, training: bool) -> None:
+def test_graphs(jit_compile: bool, training: bool) -> None:
     """A rounding may fall the other way; the statistics move in training mode only."""
-    model = quantised(calibrated)
+    model = TFIBertModel(IBertConfig(**SHALLOW, quant_mode=True))
+    for _ in range(3):
+        model(IDS, MASK, training=True)
     with quantization.frozen_statistics(model):
         plain = model(IDS, MASK, training=training).last_hidden_state
-    last = model.encoder.layer[1].output_.output_activation.x_max
+    last = model.encoder.layer[0].output_.output_activation.x_max
+    last.assign(1.01 * last.value)
     before = float(last.value[0])
     call = tf.function(lambda: model(IDS, MASK, training=training).last_hidden_state, jit_compile=jit_compile)
     assert np.linalg.norm(call() - plain) < 0.05 * np.linalg.norm(plain)
