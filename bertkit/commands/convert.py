@@ -8,7 +8,7 @@ from bertkit.commands.terminal import format_list, format_size, show, show_json
 
 SUMMARY = "write a checkpoint as safetensors: old files, other dtype, other shards, or BERT as I-BERT"
 EXAMPLES = """\
-  bertkit convert old-checkpoint/ new/                         .bin to safetensors, today's names
+  bertkit convert old-checkpoint/ new/                         .bin or .h5 to safetensors, today's names
   bertkit convert model/ small/ --dtype bfloat16               half the size
   bertkit convert model/ parts/ --max-shard-size 200MB         several files and an index
   bertkit convert bert/ ibert/ --to ibert                      BERT or RoBERTa as I-BERT, exactly

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.core.checkpoint import Checkpoint, LazyTensor, RawTensor
+from bertkit.core.checkpoint import LazyTensor, RawTensor
 
 Table = dict[str, str]
 Row = tuple[str, str]
@@ -83,7 +83,7 @@ class RenamedCheckpoint:
         added: float32 arrays that they do not have, by our name.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Any
     sources: dict[str, str]
     operations: Mapping[str, Rows] = field(default_factory=dict)
     added: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bertkit.convert.keras_h5 import KerasWeights
 from bertkit.core.checkpoint import Checkpoint, open_checkpoint
 from bertkit.core.config import CONFIG_NAME, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
@@ -15,6 +16,7 @@ from bertkit.core.hub import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, resolv
 from bertkit.core.loading import LoadPlan, Tensors, plan_loading
 from bertkit.core.spec import Param, Variant, no_head
 
+KERAS_FILE = "tf_model.h5"
 SIGNATURES = {
     b"\x89HDF": "Keras weights (HDF5)",
     b"PK\x03\x04": "a zip archive, or a PyTorch file",
@@ -39,8 +41,8 @@ SUFFIXES = {
 }
 """What a file is, by the end of its name."""
 
-EXPECTED = ("Expected is a directory with config.json and model.safetensors or pytorch_model.bin, single or sharded. "
-            "transformers reads most of the others and writes that form with save_pretrained().")
+EXPECTED = ("Expected is a directory with config.json and model.safetensors, pytorch_model.bin (both also in shards) "
+            "or tf_model.h5. transformers reads most of the others and writes that form with save_pretrained().")
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Source:
 
     directory: Path
     settings: dict[str, Any]
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | KerasWeights
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -78,7 +80,9 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
     directory = resolve_directory(name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES])
     if directory.is_file():
         raise CheckpointError(f"{directory} is a single file: {_kind_of(directory)}", remedy=EXPECTED)
-    if not any(item.match(pattern) for item in directory.iterdir() for pattern in WEIGHT_FILES):
+    native = any(item.match(pattern) for item in directory.iterdir() for pattern in WEIGHT_FILES)
+    keras = directory / KERAS_FILE
+    if not native and not keras.is_file():
         found = sorted(item for item in directory.iterdir() if item.is_file())
         foreign = [f"{item.name}: {_kind_of(item)}" for item in found if item.suffix in SUFFIXES]
         listed = ", ".join(item.name for item in found[:12]) or "nothing"
@@ -86,7 +90,9 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
     settings = read_config_dict(directory)
     if source_type is not None:
         settings["model_type"] = source_type
-    return Source(directory, settings, open_checkpoint(directory))
+    if not isinstance(settings.get("model_type", ""), str):
+        raise ConfigError(f"{directory / CONFIG_NAME}: model_type: got {settings['model_type']!r}, expected a string")
+    return Source(directory, settings, open_checkpoint(directory) if native else KerasWeights(keras))
 
 
 def _kind_of(file: Path) -> str:

@@ -110,6 +110,11 @@ TARGETS = {
     "mobilebert": Family("MobileBert", "mobilebert", False, _zero),
 }
 DEFAULT_PAD = {"bert": 0, "roberta": 1, "camembert": 1, "xlm-roberta": 1}
+DEFAULTS = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.1, "position_embedding_type": "absolute", "bos_token_id": None, "eos_token_id": None}
+"""What a config.json of BERT means where it says nothing."""
+
 TOKENIZERS = {"bert": {"ibert": "BertTokenizer", "mobilebert": "MobileBertTokenizer"},
               "roberta": {"ibert": "RobertaTokenizer", "mobilebert": "RobertaTokenizer"}}
 
@@ -239,13 +244,14 @@ def _fits(plain: Mapping[str, str], family: Family, task: str) -> int | None:
 
 def _settings(settings: Mapping[str, Any], model_type: str, to: str) -> tuple[Any, dict[str, Rows], list[str]]:
     """The target's configuration, what happens to tensors on the way, and notes."""
-    values = {"pad_token_id": DEFAULT_PAD[model_type], "hidden_act": "gelu", "position_embedding_type": "absolute",
-              "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None, **settings}
-    if values["pad_token_id"] is None:
+    values = {**DEFAULTS, **settings}
+    if values.get("pad_token_id") is None:
         values["pad_token_id"] = DEFAULT_PAD[model_type]
     wrong = [f"{name}: got {values.get(name)!r}, expected {wanted!r}" for name, wanted in (
         ("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False),
     ) if values.get(name, wanted) != wanted]
+    wrong += [f"{name}: got {values[name]!r}, expected an integer" for name in ("pad_token_id", "max_position_embeddings")
+              if type(values[name]) is not int]
     exact = to == "ibert" or SOURCES[model_type].roberta_heads
     if exact and values["hidden_act"] != "gelu":
         wrong.append(f"hidden_act: got {values['hidden_act']!r}, expected 'gelu'")

@@ -72,6 +72,11 @@ def truncated_weights(directory: Path) -> None:
 
 def keras_weights(directory: Path) -> None:
     no_weights(directory)
+    (directory / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+
+
+def damaged_h5(directory: Path) -> None:
+    no_weights(directory)
     (directory / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
 
 
@@ -93,7 +98,8 @@ BROKEN = {
     unknown_variant: ["gpt9", "mobilebert"],
     impossible_config: ["hidden_size: got -3", "num_hash: got 'many'"],
     truncated_weights: ["model.safetensors"],
-    keras_weights: ["tf_model.h5: Keras weights (HDF5)", "save_pretrained"],
+    damaged_h5: ["tf_model.h5 is no HDF5 file, or is damaged"],
+    keras_weights: ["weights.h5: Keras weights (HDF5)", "save_pretrained"],
     tensorflow_checkpoint: ["model.ckpt.index: a TensorFlow checkpoint"],
     megatron_archive: ["release.zip: a zip archive"],
 }

@@ -124,6 +124,17 @@ def test_everything_that_cannot_be_expressed_is_listed(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+def test_a_config_of_nonsense(tmp_path):
+    directory = source(tmp_path / "source", tensors=bert.tensors("Model"), pad_token_id="none", max_position_embeddings=2.5)
+    for to in TARGETS:
+        with pytest.raises(ConfigError, match=r"pad_token_id[\s\S]*max_position_embeddings"):
+            convert(directory, tmp_path / "target", to=to)
+    with pytest.raises(ConfigError, match="hidden_size"):
+        convert(source(tmp_path / "other", hidden_size=-1), tmp_path / "target", to="ibert")
+    with pytest.raises(ConfigError, match="expected a string"):
+        convert(write(tmp_path / "third", {"model_type": ["bert"]}, {"a": np.zeros(1, np.float32)}), tmp_path / "target")
+
+
 def test_relu_is_fine_for_mobilebert(tmp_path):
     assert convert(source(tmp_path / "source", hidden_act="relu"), tmp_path / "target", to="mobilebert").tensors
 
