@@ -37,7 +37,11 @@ def unpack_inputs(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
     def unpacked(self: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = collect_inputs(names, args, kwargs)
-        return call(self, **{self.input_aliases.get(name, name): value for name, value in inputs.items()})
+        try:
+            return call(self, **{self.input_aliases.get(name, name): value for name, value in inputs.items()})
+        except BertkitError as error:
+            error._keras_call_info_injected = True  # else Keras makes an error of its own from the message alone
+            raise
 
     return unpacked
 

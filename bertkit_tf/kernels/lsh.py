@@ -391,7 +391,7 @@ def _expectation(
         return tf.matmul(_collision_probability(cosine_GRS, hash_code_len), value_GSE)
 
     blocks = tf.map_fn(attend, _blocks(_kept(query, query_mask)), fn_output_signature=value_GSE.dtype)
-    output_BNLE = tf.reshape(_unblocked(blocks, queries), (batch, heads, queries, value.shape[3]))
+    output_BNLE = tf.reshape(_unblocked(blocks, queries), (batch, heads, queries, _sizes(value)[3]))
     return _finished(output_BNLE, query_mask, 1.0, value.dtype)
 
 
