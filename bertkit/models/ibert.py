@@ -288,7 +288,7 @@ class IBertModel(EncoderModel, variant=IBERT):
             CalibrationError: when a quantised model is evaluated before it has seen a batch in training mode.
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask)
         if self.config.quant_mode and not self.training:
             check_calibrated(self)
         if position_ids is None:
@@ -296,6 +296,8 @@ class IBertModel(EncoderModel, variant=IBERT):
         hidden, scale = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
         encoded = self.encoder(hidden, scale, additive_mask(attention_mask, hidden.dtype), head_mask,
                                **self.flags(output_attentions, output_hidden_states))
+        if self.config.quant_mode:  # the head has the dtype of the weights
+            encoded["last_hidden_state"] = encoded["last_hidden_state"].to(self.embeddings.word_embeddings.weight.dtype)
         pooled = None if self.pooler is None else self.pooler(encoded["last_hidden_state"])
         return self.finish(BaseModelOutputWithPoolingAndCrossAttentions(pooler_output=pooled, **encoded), return_dict)
 

@@ -174,6 +174,16 @@ def test_autocast_leaves_the_arithmetic_alone(calibrated: IBertModel) -> None:
     assert torch.equal(inside, model(IDS, MASK).last_hidden_state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_keep_float_ranges(calibrated: IBertModel, dtype: torch.dtype) -> None:
+    model = quantised(calibrated).to(dtype)
+    assert {b.dtype for n, b in model.named_buffers() if n.endswith("x_max")} == {torch.float32}
+    output = model(IDS, MASK)
+    assert output.last_hidden_state.dtype == output.pooler_output.dtype == dtype
+    expected = quantised(calibrated)(IDS, MASK).last_hidden_state
+    assert (output.last_hidden_state - expected).norm() < 0.1 * expected.norm()
+
+
 def test_pruned_heads_are_those_masked_out(calibrated: IBertModel) -> None:
     """Up to the scales of the output projection, which the pruned columns no longer widen."""
     pruned = quantised(calibrated)
