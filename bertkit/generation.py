@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bertkit.core.errors import InputError
 from bertkit.core.generation import GenerationSettings
 from bertkit.core.progress import progress
 
@@ -58,6 +59,8 @@ class Generation:
         Reference:
             Holtzman et al., "The Curious Case of Neural Text Degeneration", https://arxiv.org/abs/1904.09751
         """
+        if input_ids.dim() != 2:
+            raise InputError(f"input_ids: got shape {list(input_ids.shape)}, expected 2 dimensions [batch, length]")
         settings = GenerationSettings.resolve(
             self.config, input_ids.shape[1], max_new_tokens=max_new_tokens, max_length=max_length,
             min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_token_id=eos_token_id,
@@ -65,7 +68,7 @@ class Generation:
         )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        ends = torch.tensor(settings.eos_token_ids, device=input_ids.device)
+        ends = torch.tensor(settings.eos_token_ids, dtype=torch.long, device=input_ids.device)
         cache, new_ids = None, input_ids
         for step in progress(range(settings.new_tokens), "generating", unit="token"):
             output = self(new_ids, attention_mask=mask, past_key_values=cache, use_cache=use_cache, return_dict=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from bertkit.core.errors import InputError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "relu6": F.relu6,
     "selu": F.selu,
@@ -36,7 +37,8 @@ def activation(name: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 def word_embedding(config: Any, columns: int) -> nn.Embedding:
     """The table of words; the row of the padding token is not trained by looking it up."""
     pad = config.pad_token_id
-    return nn.Embedding(config.vocab_size, columns, padding_idx=pad if pad is not None and 0 <= pad < config.vocab_size else None)
+    inside = pad is not None and 0 <= pad < config.vocab_size
+    return nn.Embedding(config.vocab_size, columns, padding_idx=pad if inside else None)
 
 
 class Matrix(nn.Module):
@@ -48,9 +50,7 @@ class Matrix(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """Scale and shift each feature, in float32 also where the rest of the model is in half precision.
-
-    MobileBERT's activations reach 1e7, which float16 cannot hold.
+    """Scale and shift each feature; under autocast in float32, and so is what is added up behind it.
 
     Args:
         size: number of features, the last dimension of the input.
@@ -81,7 +81,8 @@ def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is None:
         return None
     if mask.dim() not in (2, 3, 4):
-        raise InputError(f"attention_mask: got {mask.dim()} dimensions, expected 2 [batch, length] or 3 [batch, length, length]")
+        raise InputError(f"attention_mask: got {mask.dim()} dimensions, expected 2 [batch, length] "
+                         "or 3 [batch, length, length]")
     while mask.dim() < 4:
         mask = mask.unsqueeze(1)
     return (1.0 - mask.to(dtype)) * torch.finfo(dtype).min
@@ -134,12 +135,15 @@ def attend(
         scores = scores / math.sqrt(query_BNLD.shape[-1])
         if bias is not None:
             scores = scores + bias
+            # The lowest number and a negative score make -inf, and a row of these NaN.
+            scores = scores.clamp(min=torch.finfo(scores.dtype).min)
         probabilities = F.dropout(scores.softmax(-1), dropout)
         if head_mask is not None:
             probabilities = probabilities * (head_mask.view(-1, 1, 1) if head_mask.dim() == 1 else head_mask)
         context_BNLD = probabilities @ value_BNSD
     else:
-        bias = None if bias is None else bias.to(query_BNLD.dtype)
+        if bias is not None:
+            bias = bias.clamp(min=torch.finfo(query_BNLD.dtype).min).to(query_BNLD.dtype)
         context_BNLD = F.scaled_dot_product_attention(query_BNLD, key_BNSD, value_BNSD, bias, dropout)
     return merge_heads(context_BNLD), probabilities if want_probabilities else None
 

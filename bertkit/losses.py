@@ -30,7 +30,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignored: int = IGNORED) -> Ten
 
 
 def next_token(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each token's scores against the token after it."""
+    """Cross-entropy of each token's scores [batch, length, classes] against the label after it, of [batch, length].
+
+    Raises:
+        InputError: when the shapes do not fit.
+    """
+    if labels.shape != logits.shape[:-1]:
+        raise InputError(f"labels: got shape {list(labels.shape)}, expected {list(logits.shape[:-1])} to fit the logits")
     return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 
@@ -58,7 +64,7 @@ def classification(logits: Tensor, labels: Tensor, problem_type: str | None) -> 
 
 
 def span(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Mean of the losses of start and end; positions outside the sequence do not count.
+    """Mean of the losses of start and end; positions behind the end do not count, negative ones are the first token.
 
     Args:
         start_logits, end_logits: [batch, length].

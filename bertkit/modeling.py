@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from bertkit import state
 from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, pop_hub_options, read_config_dict
-from bertkit.core.errors import BertkitError, InputError
+from bertkit.core.errors import BertkitError, ConfigError, InputError
 from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
-from bertkit.core.loading import LoadPlan, plan_loading, warn_about
+from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_about
 from bertkit.core.outputs import ModelOutput
 from bertkit.core.spec import Param, Variant, no_head
 
@@ -56,7 +56,7 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config: PretrainedConfig, **options: Any) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
-            raise BertkitError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
+            raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         config.validate()
         self.config = config
         device = torch.get_default_device()
@@ -65,6 +65,16 @@ class PreTrainedModel(nn.Module):
         self.tie_weights()
         if device.type != "meta":
             self._initialise(self.params().values(), device, torch.get_default_dtype())
+            self.to(device)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """Run the model; under float16 autocast in float32 where float16 cannot hold the numbers."""
+        if self.base_model.exceeds_float16:
+            kind = self.device.type
+            if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+                with torch.autocast(kind, enabled=False):
+                    return super().__call__(*inputs, **options)
+        return super().__call__(*inputs, **options)
 
     def assemble(self, config: Any, **options: Any) -> None:
         """Make the modules; their tensors get memory and initial values afterwards, all at once."""
@@ -145,10 +155,10 @@ class PreTrainedModel(nn.Module):
         hub = pop_hub_options(kwargs)
         constructor = {"add_pooling_layer": kwargs.pop("add_pooling_layer")} if "add_pooling_layer" in kwargs else {}
         directory = resolve_directory(pretrained_model_name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES], **hub)
-        if not isinstance(config, PretrainedConfig):
-            config = cls.config_class.from_dict(read_config_dict(config or directory), **kwargs)
-        elif kwargs:
-            config = cls.config_class.from_dict(config.to_dict(), **kwargs)
+        if kwargs or not isinstance(config, PretrainedConfig):
+            values = config.to_dict() if isinstance(config, PretrainedConfig) else read_config_dict(config or directory)
+            check_overrides(cls.config_class, values, kwargs)
+            config = cls.config_class.from_dict(values, **kwargs)
         with open_checkpoint(directory, variant=weights_variant) as checkpoint:
             model, plan = cls._from_checkpoint(
                 checkpoint, config, model_args, constructor, ignore_mismatched_sizes,
@@ -173,7 +183,7 @@ class PreTrainedModel(nn.Module):
             value = state.from_numpy(checkpoint.read(source), device=device, dtype=dtype)
             state.set_tensor(model, name, value)
         model.tie_weights()
-        return model, plan
+        return model.to(device), plan
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, max_shard_size: int | str = "5GB") -> None:
         """Write config.json and the weights as safetensors, in one step: a failure leaves what was there.
@@ -212,6 +222,8 @@ class PreTrainedModel(nn.Module):
         head = self._language_model_head()
         if head is None:
             raise BertkitError(f"{type(self).__name__} has no output embeddings")
+        if getattr(new_embeddings, "bias", None) is None:
+            raise BertkitError("the output embeddings need a bias", remedy="Give an nn.Linear with bias=True.")
         head.decoder = new_embeddings
         head.bias = new_embeddings.bias
 
@@ -229,8 +241,14 @@ class PreTrainedModel(nn.Module):
 
         Returns:
             The word embeddings.
+
+        Raises:
+            ConfigError: for a number that leaves no words, or not the padding token.
         """
-        rows = new_num_tokens or self.config.vocab_size
+        rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        lowest = 1 + max(0, self.config.pad_token_id or 0)
+        if rows < lowest:
+            raise ConfigError(f"new_num_tokens: got {rows}, expected at least {lowest} (pad_token_id must stay)")
         if pad_to_multiple_of:
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         old = {p.name: p for p in self.params().values() if p.stored}
@@ -244,6 +262,9 @@ class PreTrainedModel(nn.Module):
                 fresh[common] = tensor[common]
             state.set_tensor(self, name, fresh)
         self.get_input_embeddings().num_embeddings = rows
+        decoder = self.get_output_embeddings()
+        if decoder is not None:
+            decoder.out_features = rows
         self.tie_weights()
         return self.get_input_embeddings()
 
@@ -310,6 +331,11 @@ class EncoderModel(PreTrainedModel):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
 
     @property
+    def exceeds_float16(self) -> bool:
+        """Whether hidden states grow beyond what float16 can hold."""
+        return False
+
+    @property
     def embedding_width(self) -> int:
         """Width of `inputs_embeds`."""
         return self.embeddings.word_embeddings.weight.shape[1]
@@ -328,10 +354,10 @@ class EncoderModel(PreTrainedModel):
         given = {name: value for name, value in inputs.items() if value is not None}
         wrong = [f"{name}: got {value.dtype}, expected an integer dtype" for name, value in given.items()
                  if name.endswith("_ids") and (value.is_floating_point() or value.dtype == torch.bool)]
-        if wrong:
-            raise InputError("the model's inputs do not fit", wrong)
+        wrong += [f"{name}: got {value.dtype}, expected a floating-point dtype" for name, value in given.items()
+                  if name == "inputs_embeds" and not value.is_floating_point()]
         check_shapes(self.config, {name: value.shape for name, value in given.items()},
-                     embedding_width=self.embedding_width, max_tokens=self.max_tokens, past=past)
+                     embedding_width=self.embedding_width, max_tokens=self.max_tokens, past=past, problems=wrong)
         if torch.compiler.is_compiling():
             return
         for name, rows in self._tables().items():

@@ -429,8 +429,8 @@ class QuestionAnswering(TaskModel):
         """Score each token as the start and as the end of the answer; see `MaskedLM.forward`.
 
         Args:
-            start_positions, end_positions: [batch] index of the first and last token; outside the sequence they
-                do not count. The loss is there only when both are.
+            start_positions, end_positions: [batch] index of the first and last token; behind the end they do
+                not count. The loss is there only when both are.
         """
         encoded = self.encode(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,

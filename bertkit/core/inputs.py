@@ -11,7 +11,10 @@ Shape = Sequence[int | None]
 """A shape whose unknown dimensions (inside a traced TensorFlow graph) are None."""
 
 
-def check_shapes(config: Any, shapes: Mapping[str, Shape], *, embedding_width: int, max_tokens: int, past: int = 0) -> None:
+def check_shapes(
+    config: Any, shapes: Mapping[str, Shape], *, embedding_width: int, max_tokens: int, past: int = 0,
+    problems: Sequence[str] = (),
+) -> None:
     """Check the shapes of a call's inputs against each other and against the configuration.
 
     Args:
@@ -20,11 +23,12 @@ def check_shapes(config: Any, shapes: Mapping[str, Shape], *, embedding_width: i
         embedding_width: width of `inputs_embeds`.
         max_tokens: longest sequence, the cached tokens included.
         past: number of cached tokens.
+        problems: what was found wrong before, to be told in the same error.
 
     Raises:
         InputError: listing every problem.
     """
-    problems = []
+    problems = list(problems)
     if ("input_ids" in shapes) == ("inputs_embeds" in shapes):
         given = "both" if "input_ids" in shapes else "neither"
         problems.append(f"input_ids, inputs_embeds: got {given}, expected exactly one of them")
@@ -33,9 +37,11 @@ def check_shapes(config: Any, shapes: Mapping[str, Shape], *, embedding_width: i
         if name in shapes and len(shapes[name]) != rank:
             problems.append(f"{name}: got shape {_show(shapes[name])}, expected {rank} dimensions "
                             f"[batch, length{', width' if rank == 3 else ''}]")
+    if "head_mask" in shapes:
+        problems += _head_mask(config, shapes["head_mask"])
     main = shapes.get("input_ids", shapes.get("inputs_embeds"))
     if main is not None and len(main) >= 2 and not problems:
-        problems += _against_main(main[0], main[1], shapes, past)
+        problems += _against_main(config, main[0], main[1], shapes, past)
         if "inputs_embeds" in shapes and shapes["inputs_embeds"][2] not in (None, embedding_width):
             problems.append(f"inputs_embeds: got width {shapes['inputs_embeds'][2]}, expected {embedding_width}")
         if main[1] is not None and past + main[1] > max_tokens and "position_ids" not in shapes:
@@ -45,18 +51,36 @@ def check_shapes(config: Any, shapes: Mapping[str, Shape], *, embedding_width: i
         raise InputError("the model's inputs do not fit", problems)
 
 
-def _against_main(batch: int | None, length: int | None, shapes: Mapping[str, Shape], past: int) -> list[str]:
+def _against_main(
+    config: Any, batch: int | None, length: int | None, shapes: Mapping[str, Shape], past: int
+) -> list[str]:
     total = None if length is None else length + past
-    fits = {
+    fits: dict[str, list[Shape]] = {
         "token_type_ids": [(batch, length), (1, length)],
         "position_ids": [(batch, length), (1, length)],
         "attention_mask": [(batch, total), (batch, length, total), (batch, 1, length, total), (batch, None, length, total)],
     }
+    if "encoder_hidden_states" in shapes:
+        states = shapes["encoder_hidden_states"]
+        seen = states[1] if len(states) == 3 else None
+        fits["encoder_hidden_states"] = [(batch, None, config.hidden_size)]
+        fits["encoder_attention_mask"] = [(batch, seen), (batch, length, seen), (batch, 1, length, seen)]
     return [
         f"{name}: got shape {_show(shapes[name])}, expected {' or '.join(_show(s) for s in allowed[:2])}"
         for name, allowed in fits.items()
         if name in shapes and not any(_same(shapes[name], shape) for shape in allowed)
     ]
+
+
+def _head_mask(config: Any, shape: Shape) -> list[str]:
+    layers = range(config.num_hidden_layers)
+    heads = sorted({config.kept_heads(layer) for layer in layers})
+    fits = [[(config.kept_heads(layer),), (len(layers), config.kept_heads(layer)),
+             (len(layers), None, config.kept_heads(layer), None, None)] for layer in layers]
+    if all(any(_same(shape, allowed) for allowed in shapes) for shapes in fits):
+        return []
+    count = " or ".join(map(str, heads))
+    return [f"head_mask: got shape {_show(shape)}, expected [{count}] or [{len(layers)}, {count}]"]
 
 
 def _same(got: Shape, expected: Shape) -> bool:

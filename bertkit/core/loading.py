@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import numpy as np
 
-from bertkit.core.errors import CheckpointError
+from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.spec import Param, Variant
 
 OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
@@ -51,6 +52,27 @@ class LoadPlan:
             "mismatched_keys": list(self.mismatched),
             "error_msgs": [],
         }
+
+
+def check_overrides(config_class: type, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse keywords of `from_pretrained` that mean nothing: neither options nor values of the configuration.
+
+    Args:
+        config_class: the configuration class.
+        values: what config.json holds; its keys may be overridden, also those that bertkit does not know.
+        overrides: the keywords that are left.
+
+    Raises:
+        ConfigError: naming each, with what was probably meant.
+    """
+    known = [*(item.name for item in fields(config_class)), "num_labels", *values]
+    problems = []
+    for name in overrides:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            problems.append(f"{name}: {f'did you mean {close[0]}?' if close else 'unknown'}")
+    if problems:
+        raise ConfigError("from_pretrained does not take these keywords", problems)
 
 
 def plan_loading(

@@ -426,7 +426,7 @@ def _expectation_gradients(
 
 @_expectation_gradients.register_fake
 def _(query, key, value, query_mask, key_mask, grad, hash_code_len):
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 @_operator("yoso_sampling")
@@ -483,7 +483,7 @@ def _sampling_gradients(
 
 @_sampling_gradients.register_fake
 def _(query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len):
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 # ---- pieces ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertkit.core.errors import InputError
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
 from bertkit.core.outputs import BaseModelOutputWithPoolingAndCrossAttentions, MegatronBertForPreTrainingOutput
 from bertkit.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
@@ -56,7 +57,8 @@ class MegatronBertSelfAttention(nn.Module):
             self.distance_embedding = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_size)
 
     def forward(self, hidden: Tensor, bias: Tensor | None, head_mask: Tensor | None, states: Tensor | None,
-                past: tuple[Tensor, Tensor] | None, want_probabilities: bool) -> tuple[Tensor, Tensor | None, tuple]:
+                past: tuple[Tensor, Tensor] | None, first: int, want_probabilities: bool
+                ) -> tuple[Tensor, Tensor | None, tuple]:
         query = split_heads(self.query(hidden), self.head_size)
         if states is not None and past is not None:
             key, value = past
@@ -65,20 +67,22 @@ class MegatronBertSelfAttention(nn.Module):
             key, value = split_heads(self.key(source), self.head_size), split_heads(self.value(source), self.head_size)
             if past is not None:
                 key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-        relative = None if self.position_embedding_type == "absolute" else self.relative_scores(query, key, states is None)
+        relative = None if self.position_embedding_type == "absolute" else self.relative_scores(query, key, first)
         context, probabilities = attend(
             query, key, value, bias, dropout=self.dropout if self.training else 0.0, scores_bias=relative,
             head_mask=head_mask, want_probabilities=want_probabilities,
         )
         return context, probabilities, (key, value)
 
-    def relative_scores(self, query_BNLD: Tensor, key_BNSD: Tensor, same_sequence: bool) -> Tensor:
-        """Scores of the distances between queries and keys; distances beyond the table count as its last."""
+    def relative_scores(self, query_BNLD: Tensor, key_BNSD: Tensor, first: int) -> Tensor:
+        """Scores of the distances between queries, which start at place `first`, and keys, which start at 0.
+
+        Distances beyond the table count as its last.
+        """
         length, total = query_BNLD.shape[2], key_BNSD.shape[2]
-        first = total - length if same_sequence else 0
         reach = self.distance_embedding.weight.shape[0] // 2
-        places = torch.arange(max(length, total), device=query_BNLD.device)
-        distance = places[first : first + length, None] - places[None, :total]
+        queries = torch.arange(first, first + length, device=query_BNLD.device)
+        distance = queries[:, None] - torch.arange(total, device=query_BNLD.device)
         table_LSD = self.distance_embedding(distance.clamp(-reach, reach) + reach).to(query_BNLD.dtype)
         scores = torch.einsum("bnld,lsd->bnls", query_BNLD, table_LSD)
         if self.position_embedding_type == "relative_key_query":
@@ -138,12 +142,13 @@ class MegatronBertLayer(nn.Module):
 
     def forward(self, stream: Tensor, bias: Tensor | None, head_mask: Tensor | None, states: Tensor | None,
                 states_bias: Tensor | None, past: tuple | None, want_probabilities: bool) -> tuple:
+        first = 0 if past is None else past[0].shape[2]
         stream, probabilities, cache = self.attention(
-            stream, bias, head_mask, None, None if past is None else past[:2], want_probabilities)
+            stream, bias, head_mask, None, None if past is None else past[:2], first, want_probabilities)
         cross_probabilities = None
         if states is not None:
             stream, cross_probabilities, cross_cache = self.crossattention(
-                stream, states_bias, head_mask, states, None if past is None else past[2:], want_probabilities)
+                stream, states_bias, head_mask, states, None if past is None else past[2:], first, want_probabilities)
             cache = cache + cross_cache
         return self.output(self.intermediate(self.ln(stream)), stream), probabilities, cross_probabilities, cache
 
@@ -242,7 +247,12 @@ class MegatronBertModel(EncoderModel, variant=MEGATRON_BERT):
         """
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids, past=past)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask,
+                          encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
+                          past=past)
+        if encoder_hidden_states is not None and self.config.is_decoder and not self.config.add_cross_attention:
+            raise InputError("encoder_hidden_states: this decoder has no cross-attention",
+                             remedy="Make it with add_cross_attention=True.")
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length = words.shape[:2]
         if position_ids is None:

@@ -264,6 +264,11 @@ class MobileBertModel(EncoderModel, variant=MOBILEBERT):
         self.encoder = MobileBertEncoder(config)
         self.pooler = MobileBertPooler(config) if add_pooling_layer else None
 
+    @property
+    def exceeds_float16(self) -> bool:
+        """Whether hidden states grow beyond what float16 can hold: without layer norms they reach 2.5e7."""
+        return self.config.normalization_type == "no_norm"
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -291,7 +296,7 @@ class MobileBertModel(EncoderModel, variant=MOBILEBERT):
             InputError: listing everything that does not fit.
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask)
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = torch.arange(words.shape[1], device=words.device)[None]

@@ -32,6 +32,11 @@ from bertkit.tasks import (
 )
 
 
+def unit_vectors(x: Tensor) -> Tensor:
+    """Vectors of length 1, in the dtype of `x`; zero stays zero, for which float16 has no small enough epsilon."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(x.dtype)
+
+
 class YosoEmbeddings(nn.Module):
     """Words, token types and, where they are absolute, positions."""
 
@@ -97,8 +102,8 @@ class YosoSelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, mask_BS: Tensor, head_mask: Tensor | None,
                 want_probabilities: bool) -> tuple[Tensor, Tensor | None]:
-        query_BNLD = F.normalize(split_heads(self.query(hidden), self.head_size), dim=-1)
-        key_BNSD = F.normalize(split_heads(self.key(hidden), self.head_size), dim=-1)
+        query_BNLD = unit_vectors(split_heads(self.query(hidden), self.head_size))
+        key_BNSD = unit_vectors(split_heads(self.key(hidden), self.head_size))
         value_BNSD = split_heads(self.value(hidden), self.head_size)
         hashes = None if self.expected else self.draw_hashes(query_BNLD)
 
@@ -108,7 +113,7 @@ class YosoSelfAttention(nn.Module):
             return yoso_sampling(query_BNLD, key_BNSD, values, mask_BS, mask_BS, self.code_length, self.num_hash,
                                  self.fast, self.lsh_backward, hashes)
 
-        context_BNLD = F.normalize(collisions_with(value_BNSD), dim=-1)
+        context_BNLD = unit_vectors(collisions_with(value_BNSD))
         if self.conv is not None:
             context_BNLD = context_BNLD + self.conv(value_BNSD * mask_BS[:, None, :, None].to(value_BNSD.dtype))
         if head_mask is not None:
@@ -256,7 +261,7 @@ class YosoModel(EncoderModel, variant=YOSO):
             InputError: listing everything that does not fit.
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask)
         if attention_mask is not None and attention_mask.dim() != 2:
             raise InputError(f"attention_mask: got {attention_mask.dim()} dimensions, expected 2 [batch, length]: YOSO "
                              "masks tokens, not pairs of tokens")
