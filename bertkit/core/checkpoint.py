@@ -1,35 +1,55 @@
-"""A checkpoint directory: lazy reading of safetensors and PyTorch files, and writing that never leaves half a file."""
+"""Checkpoint directories: safetensors and PyTorch files read tensor by tensor, and safetensors written in one step."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from bertkit.core import pickle_reader
+from bertkit.core.atomic import StagedFiles, is_plain_name, write_files
 from bertkit.core.errors import CheckpointError
-from bertkit.core.pickle_reader import NUMPY_OF, StoredTensor
 from bertkit.core.progress import progress
+from bertkit.core.tensors import BITS_ONLY, FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, lazy, stored, widen
 
-FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": None}
-DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-FOREIGN = {".h5": "Keras weights", ".ckpt": "a TensorFlow checkpoint", ".index": "a TensorFlow checkpoint",
-           ".zip": "an archive", ".pt": "a PyTorch file of another tool", ".msgpack": "Flax weights", ".onnx": "an ONNX model"}
-WEIGHTS, PICKLED = "model", "pytorch_model"
+__all__ = [
+    "Checkpoint", "LazyTensor", "RawTensor", "TensorInfo", "open_checkpoint", "parse_size", "write_checkpoint", "write_files",
+]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model(\.r\d+)?-\d{5}-of-\d{5}\.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+FOREIGN = {
+    ".h5": "Keras (HDF5)",
+    ".keras": "Keras",
+    ".pt": "PyTorch, of another program",
+    ".pth": "PyTorch, of another program",
+    ".ckpt": "TensorFlow or PyTorch Lightning",
+    ".index": "TensorFlow",
+    ".meta": "TensorFlow",
+    ".msgpack": "Flax",
+    ".onnx": "ONNX",
+    ".tflite": "TensorFlow Lite",
+    ".zip": "an archive, such as NVIDIA's",
+    ".nemo": "NVIDIA NeMo",
+}
+LARGEST_HEADER = 100_000_000
+SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a checkpoint says of a tensor without reading it; `dtype` in safetensors' spelling, e.g. "F32"."""
+    """What a checkpoint says about a tensor without reading it; `dtype` in the spelling of safetensors, such as "F32"."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,42 +57,32 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Size on disk."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(NUMPY_OF[self.dtype]).itemsize
+        """Bytes of the values in a file."""
+        return math.prod(self.shape) * STORED_AS[self.dtype].itemsize
 
 
-@dataclass(frozen=True)
-class RawTensor:
-    """Numbers that NumPy has no dtype for: bfloat16 as its bits, uint16."""
+class Checkpoint:
+    """The tensors of a checkpoint by the names that they have there, each read when it is asked for.
 
-    bits: np.ndarray
-    dtype: str
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor to be written: its shape and dtype now, its numbers when their turn comes."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray | RawTensor]
-
-
-class Checkpoint(Mapping[str, np.ndarray]):
-    """An opened checkpoint: a mapping from names to arrays that are read when they are asked for.
+    The files are mapped into memory. Arrays stay valid after the checkpoint is closed, and when its files are replaced.
 
     Args:
-        path: what was opened.
-        files: the files that hold the tensors.
-        format: "safetensors" or "pytorch".
-        tensors: what is known of each tensor, and how to read it.
+        path: the directory or file that was opened.
+        files: the files with weights.
+        format: "safetensors" or "pytorch_model.bin".
+        tensors: the tensors by name.
         metadata: free text that a safetensors file carries.
+
+    Example:
+        >>> with open_checkpoint("dir") as checkpoint:  # doctest: +SKIP
+        ...     checkpoint.read("classifier.weight")
     """
 
-    def __init__(self, path: Path, files: list[Path], format: str,
-                 tensors: dict[str, tuple[TensorInfo, Callable[[], np.ndarray]]], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, files: list[Path], format: str, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]
+    ) -> None:
         self.path, self.files, self.format, self.metadata = path, files, format, dict(metadata)
-        self._tensors = tensors
+        self._tensors = dict(tensors)
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""
@@ -80,35 +90,37 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype of a tensor."""
-        return self._find(name)[0]
+        tensor = self.lazy(name)
+        return TensorInfo(name, tensor.shape, tensor.dtype)
 
     def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor; bfloat16 is widened to float32, exactly."""
-        bits, dtype = self.read_raw(name)
-        return widen(bits) if dtype == "BF16" else bits
+        """The values of a tensor; bfloat16 is widened to float32, exactly."""
+        return widen(self.lazy(name)())
 
     def read_raw(self, name: str) -> tuple[np.ndarray, str]:
-        """The numbers of a tensor as they lie in the file, and their dtype; bfloat16 as its bits, uint16."""
-        info, read = self._find(name)
-        return read(), info.dtype
+        """The values of a tensor as the file holds them, and their dtype; bfloat16 as its bits, in uint16."""
+        return stored(self.lazy(name)())
 
     def lazy(self, name: str) -> LazyTensor:
-        """A tensor as `write_checkpoint` takes it, unchanged."""
-        info = self.info(name)
+        """A tensor that is read when it is called: what `write_checkpoint` takes.
 
-        def read() -> np.ndarray | RawTensor:
-            bits, dtype = self.read_raw(name)
-            return RawTensor(bits, dtype) if dtype == "BF16" else bits
-
-        return LazyTensor(info.shape, info.dtype, read)
-
-    def _find(self, name: str) -> tuple[TensorInfo, Callable[[], np.ndarray]]:
+        Raises:
+            CheckpointError: when there is none of that name.
+        """
         if name not in self._tensors:
-            raise CheckpointError(f"{self.path} has no tensor {name!r}")
+            similar = [f"there is {other}" for other in get_close_matches(name, self._tensors)]
+            raise CheckpointError(f"{self.path} has no tensor {name!r}", similar)
         return self._tensors[name]
+
+    def close(self) -> None:
+        """Forget the files; arrays that were read stay valid."""
+        self._tensors = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -120,292 +132,297 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tensors = {}
+        self.close()
 
 
-# -- reading ----------------------------------------------------------------------------------------------------
-def open_checkpoint(path: str | os.PathLike, *, variant: str | None = None) -> Checkpoint:
-    """Open the weights in a directory, or a single weights file; tensors are read when they are asked for.
+# -- reading ------------------------------------------------------------------------------------------------------------
+def open_checkpoint(path: str | os.PathLike[str], *, variant: str | None = None) -> Checkpoint:
+    """Open the weights of a directory, or a single file of weights.
 
-    A directory is searched for `model.safetensors`, its sharded form, `pytorch_model.bin` and its sharded form.
+    Of a directory, the first of these is taken: `model.safetensors`, the shards of `model.safetensors.index.json`,
+    `pytorch_model.bin`, the shards of `pytorch_model.bin.index.json`.
 
     Args:
-        path: a directory, or a `.safetensors`, `.bin` or `.pt` file.
-        variant: the word in `model.fp16.safetensors`, e.g. "fp16".
+        path: a directory, or a file: .safetensors, .index.json, .bin, .pt, .pth.
+        variant: take e.g. `model.fp16.safetensors` for "fp16".
 
     Raises:
-        CheckpointError: when there are no weights, or they are damaged, incomplete or hostile.
+        CheckpointError: when there are no weights, or when they are damaged, incomplete or hostile.
     """
     path = Path(path)
-    if path.is_file():
-        return _open_files(path, [path])
-    if not path.is_dir():
-        raise CheckpointError(f"there is no file or directory {path}")
-    word = f".{variant}" if variant else ""
-    for single, index in ((f"{WEIGHTS}{word}.safetensors", f"{WEIGHTS}.safetensors.index{word}.json"),
-                          (f"{PICKLED}{word}.bin", f"{PICKLED}.bin.index{word}.json")):
-        if (path / single).is_file():
-            return _open_files(path, [path / single])
-        if (path / index).is_file():
-            return _open_shards(path, path / index)
-    found = sorted(item.name for item in path.iterdir())
-    foreign = [f"{name} is {what}" for name in found for end, what in FOREIGN.items() if name.endswith(end)]
+    try:
+        if path.is_dir():
+            candidates = weight_names(variant)
+            found = next((path / name for name in candidates if (path / name).is_file()), None)
+            if found is None:
+                raise _no_weights(path, candidates)
+            return _open_file(path, found)
+        if not path.exists():
+            raise CheckpointError(f"there is no {path}", remedy="Give a directory with weights, or a file of weights.")
+        return _open_file(path, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def weight_names(variant: str | None = None) -> list[str]:
+    """Names of the files that a directory's weights are found by, the preferred one first."""
+    mark = f".{variant}" if variant else ""
+    return [
+        f"model{mark}.safetensors",
+        f"model.safetensors.index{mark}.json",
+        f"pytorch_model{mark}.bin",
+        f"pytorch_model.bin.index{mark}.json",
+    ]
+
+
+def _open_file(path: Path, file: Path) -> Checkpoint:
+    if file.suffix == ".json":
+        return _open_shards(path, file)
+    tensors, metadata = _read_file(file)
+    return Checkpoint(path, [file], _format_of(file), tensors, metadata)
+
+
+def _format_of(file: Path) -> str:
+    return "safetensors" if file.suffix == ".safetensors" else "pytorch_model.bin"
+
+
+def _read_file(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix in PICKLES:
+        return _read_pickle(file), {}
+    kind = FOREIGN.get(file.suffix)
     raise CheckpointError(
-        f"no weights in {path}: expected {WEIGHTS}{word}.safetensors, {WEIGHTS}.safetensors.index{word}.json, "
-        f"{PICKLED}{word}.bin or {PICKLED}.bin.index{word}.json; it holds: {', '.join(found[:20]) or 'nothing'}", foreign,
-        "Foreign originals need `bertkit convert`." if foreign else "")
+        f"{file} is no file of weights that can be opened",
+        [f"{file.suffix}: {kind}"] if kind else [],
+        f"Expected .safetensors, .index.json, {', '.join(PICKLES)}; `bertkit convert` reads some other formats.",
+    )
 
 
 def _open_shards(path: Path, index: Path) -> Checkpoint:
     places = _read_index(index)
-    unsafe = [shard for shard in places.values() if Path(shard).name != shard]
-    missing = sorted({shard for shard in places.values() if shard not in unsafe and not (path / shard).is_file()})
-    if unsafe or missing:
-        raise CheckpointError(f"{index} cannot be followed", [*(f"missing: {shard}" for shard in missing),
-                              *(f"outside the directory: {shard}" for shard in dict.fromkeys(unsafe))])
-    checkpoint = _open_files(path, [path / shard for shard in dict.fromkeys(places.values())])
-    lost = [name for name in places if name not in checkpoint]
+    names = list(dict.fromkeys(places.values()))
+    outside = [f"refused: {name!r} is no plain file name" for name in names if not is_plain_name(name)]
+    missing = [f"missing: {name}" for name in names if is_plain_name(name) and not (index.parent / name).is_file()]
+    if outside or missing:
+        remedy = "Fetch the missing files into the same directory." if missing else "The index is hostile or damaged."
+        raise CheckpointError(f"{index} names files that cannot be used", [*outside, *missing], remedy)
+    tensors: dict[str, LazyTensor] = {}
+    metadata: dict[str, str] = {}
+    lost = []
+    for name in names:
+        held, described = _read_file(index.parent / name)
+        lost += [f"missing in {name}: {tensor}" for tensor, place in places.items() if place == name and tensor not in held]
+        tensors |= {tensor: value for tensor, value in held.items() if places.get(tensor, name) == name}
+        metadata |= described
     if lost:
-        raise CheckpointError(f"{index} names tensors that its shards lack", lost)
-    return checkpoint
+        raise CheckpointError(f"{index} names tensors that its files lack", lost, "Files of different checkpoints are mixed.")
+    return Checkpoint(path, [index.parent / name for name in names], _format_of(index.parent / names[0]), tensors, metadata)
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(name, str) and isinstance(shard, str) for name, shard in places.items()):
-            raise TypeError("weight_map does not map names to files")
-        return places
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards", [f"{type(error).__name__}: {error}"]) from error
+    content = _parse_json(index, index.read_bytes(), "file")
+    places = content.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
+        raise CheckpointError(f"{index} is no index", ["weight_map: expected an object with a file name for each tensor"])
+    return places
 
 
-def _open_files(path: Path, files: list[Path]) -> Checkpoint:
-    tensors: dict[str, tuple[TensorInfo, Callable[[], np.ndarray]]] = {}
-    metadata: dict[str, str] = {}
-    pickled = False
-    for file in files:
-        if _is_safetensors(file):
-            found, described = _open_safetensors(file)
-            metadata.update(described)
-        else:
-            found, pickled = _open_pickle(file), True
-        tensors.update(found)
-    return Checkpoint(path, files, "pytorch" if pickled else "safetensors", tensors, metadata)
+def _read_pickle(file: Path) -> dict[str, LazyTensor]:
+    content = pickle_reader.load(file)
+    tensors = _tensors_of(content)
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if not tensors and isinstance(content, dict):
+            tensors = _tensors_of(content.get(wrapper))
+    if not tensors:
+        keys = [f"holds: {key!r}" for key in list(content)[:20]] if isinstance(content, dict) else []
+        raise CheckpointError(
+            f"{file} holds no tensors by name", keys or [f"holds: {type(content).__name__}"],
+            "Expected a state_dict; other programs' checkpoints are read by `bertkit convert`.",
+        )
+    return tensors
 
 
-def _is_safetensors(file: Path) -> bool:
-    return file.suffix == ".safetensors"
+def _tensors_of(content: Any) -> dict[str, LazyTensor]:
+    if not isinstance(content, dict):
+        return {}
+    return {
+        name: lazy(value)
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, (LazyTensor, np.ndarray))
+    }
 
 
-def _open_safetensors(file: Path) -> tuple[dict[str, tuple[TensorInfo, Callable[[], np.ndarray]]], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def _no_weights(path: Path, candidates: list[str]) -> CheckpointError:
+    names = sorted(item.name for item in path.iterdir())
+    foreign = [f"foreign: {name} ({FOREIGN[Path(name).suffix]})" for name in names if Path(name).suffix in FOREIGN]
+    others = [name for name in names if re.fullmatch(r"model\.\w+\.safetensors|pytorch_model\.\w+\.bin", name)]
+    remedy = "Foreign formats are read by `bertkit convert`." if foreign else "Is it the right directory, and complete?"
+    if others:
+        remedy = f"Give variant={others[0].split('.')[1]!r} for {others[0]}."
+    return CheckpointError(
+        f"{path} holds no weights",
+        [f"looked for: {', '.join(candidates)}", f"found: {', '.join(names[:20]) or 'nothing'}", *foreign],
+        remedy,
+    )
 
-    # The library checks the header against the file (bounds, overlaps, holes, dtypes); after that it can be trusted.
-    try:
-        with safe_open(file, framework="numpy"):
-            pass
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no safetensors file, or is damaged", [str(error)],
-                              "It may be truncated, or a Git LFS pointer; fetch it again.") from error
-    metadata = header.pop("__metadata__", {})
-    tensors = {}
-    for name, entry in header.items():
-        dtype, shape, (start, _) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if dtype not in NUMPY_OF:
-            raise CheckpointError(f"{file}: {name} has dtype {dtype}, expected one of {', '.join(NUMPY_OF)}")
-        tensors[name] = TensorInfo(name, shape, dtype), partial(_map, file, dtype, shape, 8 + length + start)
+
+def _read_safetensors(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    with open(file, "rb") as stream:
+        total = os.fstat(stream.fileno()).st_size
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if total < 8 or length > min(total - 8, LARGEST_HEADER):
+            cause = f"the header claims {length} bytes, the file has {total}" if total >= 8 else f"it has {total} bytes"
+            problems = [cause, pickle_reader.what_starts_with(start + stream.read(504))]
+            raise CheckpointError(f"{file} is no safetensors file, or cut off", problems, "Fetch it again.")
+        header = _parse_json(file, stream.read(length), "header")
+        metadata = header.pop("__metadata__", {})
+        problems = _problems_of_header(header, metadata, total - 8 - length)
+        if problems:
+            raise CheckpointError(f"{file} is damaged or hostile: its header is wrong", problems, "Fetch it again.")
+        data = pickle_reader.map_file(stream)[8 + length :]
+    tensors = {name: _mapped(data, entry["dtype"], entry["shape"], *entry["data_offsets"]) for name, entry in header.items()}
     return tensors, metadata
 
 
-def _map(file: Path, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray:
-    if 0 in shape:
-        return np.zeros(shape, NUMPY_OF[dtype])
-    return np.memmap(file, NUMPY_OF[dtype], "r", start, shape if shape else (1,)).reshape(shape)
+def _mapped(data: np.ndarray, dtype: str, shape: list[int], begin: int, end: int) -> LazyTensor:
+    def read() -> np.ndarray | RawTensor:
+        values = data[begin:end].view(STORED_AS[dtype]).reshape(shape)
+        # Other writers need not align a tensor to the size of its numbers.
+        values = np.require(values, requirements="A")
+        return RawTensor(values, dtype) if dtype in BITS_ONLY else values
+
+    return LazyTensor(tuple(shape), dtype, read)
 
 
-def _open_pickle(file: Path) -> dict[str, tuple[TensorInfo, Callable[[], np.ndarray]]]:
-    content = pickle_reader.load(file)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    found = {str(name): value for name, value in content.items() if isinstance(value, StoredTensor)} \
-        if isinstance(content, Mapping) else {}
-    if not found:
-        raise CheckpointError(f"{file} holds no dictionary of tensors", remedy="A foreign original needs `bertkit convert`.")
-    return {name: (TensorInfo(name, tensor.shape, tensor.dtype), tensor.read) for name, tensor in found.items()}
+def _problems_of_header(header: Mapping[str, Any], metadata: Any, data_size: int) -> list[str]:
+    problems = []
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        problems.append("__metadata__: expected an object of strings")
+    for name, entry in header.items():
+        problem = _problem_of_entry(entry, data_size)
+        if problem:
+            problems.append(f"{name}: {problem}")
+    if problems:
+        return problems
+    # Tensors lie one after the other: no byte belongs to two of them, or to none.
+    end = 0
+    for name, (begin, next_end) in sorted(((n, e["data_offsets"]) for n, e in header.items()), key=lambda item: item[1]):
+        if begin != end:
+            problems.append(f"{name}: begins at byte {begin}, expected {end} ({'overlap' if begin < end else 'hole'})")
+        end = max(end, next_end)
+    if end != data_size:
+        problems.append(f"the tensors end at byte {end}, the file at {data_size}")
+    return problems
 
 
-def widen(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bits as float32 numbers, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _problem_of_entry(entry: Any, data_size: int) -> str:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+        return "expected an object with dtype, shape and data_offsets"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in STORED_AS:
+        return f"dtype {dtype!r}, expected one of {', '.join(STORED_AS)}"
+    for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+            return f"{what} {numbers!r:.80}, expected a list of integers >= 0"
+    if len(shape) > 32:
+        return f"{len(shape)} dimensions, expected at most 32"
+    if len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_size:
+        return f"data_offsets {offsets}, expected begin <= end <= {data_size} (is the file cut off?)"
+    size = math.prod(shape) * STORED_AS[dtype].itemsize
+    if offsets[1] - offsets[0] != size:
+        return f"{offsets[1] - offsets[0]} bytes for {dtype} {shape}, expected {size}"
+    return ""
 
 
-def narrow(numbers: np.ndarray) -> np.ndarray:
-    """float32 numbers as bfloat16 bits, rounded to the nearest, ties to even; NaN stays NaN."""
-    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(numbers), np.uint16(0x7FC0), rounded)
+def _parse_json(file: Path, content: bytes, what: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+        if twice:
+            raise ValueError(f"these names appear more than once: {', '.join(twice[:10])}")
+        return dict(pairs)
+
+    try:
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: its {what} is no valid JSON", [str(error)], "Fetch it again.") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{file} is damaged: its {what} is a JSON {type(parsed).__name__}, expected an object")
+    return parsed
 
 
-# -- writing ----------------------------------------------------------------------------------------------------
+# -- writing ------------------------------------------------------------------------------------------------------------
 def write_checkpoint(
-    directory: str | os.PathLike, tensors: Mapping[str, LazyTensor], *, dtype: str | None = None,
-    max_shard_size: int | str = "5GB", metadata: Mapping[str, str] | None = None,
-    extra_files: Mapping[str, str | bytes] | None = None, show_progress: bool = False,
+    directory: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray | RawTensor | LazyTensor],
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    metadata: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    show_progress: bool = False,
 ) -> list[Path]:
-    """Write a checkpoint, one tensor at a time; the same tensors give the same bytes.
+    """Write tensors as safetensors, one at a time, and replace what the directory held in one step.
 
-    Everything is written under temporary names first and takes its place only when it is complete: a crash, a full
-    disk or Ctrl-C leaves the old checkpoint as it was. The directory may be the one that `tensors` are read from.
+    The same tensors give the same bytes, in whatever order they come. The directory may be the one that they are
+    being read from. Whatever fails on the way, the old checkpoint stays as it was.
 
     Args:
         directory: where to; made when absent.
-        tensors: what to write, in this order.
+        tensors: the tensors by name.
         dtype: "float32", "float16" or "bfloat16" for all floating tensors; None keeps each one's own.
         max_shard_size: largest file, in bytes or as "2GB"; more tensors go to further files, with an index.
-        metadata: free text in the file's header.
-        extra_files: further files of the same checkpoint, e.g. config.json, by name.
+        metadata: free text for the header, beside `{"format": "pt"}`.
+        extra_files: further files of the same checkpoint, such as config.json, by name.
         show_progress: show a bar of bytes on a terminal.
 
     Returns:
-        The weights files.
+        The files with weights.
 
     Raises:
-        CheckpointError: when the target cannot be written; it is as it was before.
+        CheckpointError: when the target cannot be written, or when a tensor cannot be stored.
+
+    Example:
+        >>> write_checkpoint("dir", {"weight": np.zeros((2, 2), np.float32)})  # doctest: +SKIP
+        [PosixPath('dir/model.safetensors')]
     """
     directory = Path(directory)
-    target = None if dtype is None else _dtype_name(dtype)
-    infos = {name: TensorInfo(name, tensor.shape, target if target and tensor.dtype in FLOATS else tensor.dtype)
-             for name, tensor in tensors.items()}
-    shards = _split(infos, parse_size(max_shard_size))
-    names = [f"{WEIGHTS}.safetensors"] if len(shards) == 1 else [
-        f"{WEIGHTS}-{place:05d}-of-{len(shards):05d}.safetensors" for place in range(1, len(shards) + 1)]
-    files: dict[str, Callable[[Any], None]] = {}
-    bar = progress(None, "writing", total=sum(info.nbytes for info in infos.values()), unit="B") if show_progress else None
-    for name, shard in zip(names, shards, strict=True):
-        files[name] = partial(_write_safetensors, shard, tensors, {"format": "pt", **(metadata or {})}, bar)
-    index = f"{WEIGHTS}.safetensors.index.json"
-    if len(shards) > 1:
-        files[index] = partial(_write_bytes, _index_text(names, shards).encode())
-    files |= {name: partial(_write_bytes, data.encode() if isinstance(data, str) else data)
-              for name, data in (extra_files or {}).items()}
-    # A reader prefers the single file, then the index. So the old form of the weights is removed only when the new
-    # one is complete, and at every moment a reader finds one of the two whole.
-    stale = re.compile(rf"{WEIGHTS}(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+    extra_files = dict(extra_files or {})
+    for name in extra_files:
+        if name in (SINGLE, INDEX) or SHARD.fullmatch(name):
+            raise CheckpointError(f"extra_files: {name} is the name of a file of weights")
+    ready = _ready(tensors, dtype)
+    shards = _split(ready, parse_size(max_shard_size))
+    held = sorted(item.name for item in directory.iterdir()) if directory.is_dir() else []
+    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards), held)
+    described = {"format": "pt", **(metadata or {})}
+
+    # A reader takes model.safetensors before the index, and the files that the index names. So there is one rename
+    # that makes the new weights count, and both checkpoints are whole on its two sides:
+    #   to one file:                 that file's own; the index and shards of before are retired after it;
+    #   from one file to shards:     that of retiring the file, for the index that is already there counts from then on;
+    #   from shards to shards:       the index's. The new shards have names that are not in use, hence even a reader that
+    #                                still follows the old index never mixes the two.
+    # Everything else moves before or after it without a reader noticing; only the small files (config.json) are new a
+    # moment before the weights are.
+    total = sum(tensor.size for tensor in ready.values())
+    bar = progress(None, f"writing {directory.name}", total=total, unit="B") if show_progress else None
     try:
-        _replace_all(directory, files)
+        with StagedFiles(directory) as files:
+            for name, content in extra_files.items():
+                files.write(name, content)
+            for name, shard in zip(names, shards, strict=True):
+                with files.open(name) as file:
+                    _write_safetensors(file, shard, described, bar)
+            if len(shards) > 1:
+                files.write(INDEX, _index_of(names, shards, total))
+            old = [name for name in held if SHARD.fullmatch(name) and name not in names]
+            files.commit(retire=[SINGLE, *old] if len(shards) > 1 else [INDEX, *old])
     finally:
         if bar is not None:
             bar.close()
-    for old in sorted(directory.iterdir(), key=lambda item: item.name != index):
-        if stale.fullmatch(old.name) and old.name not in files:
-            old.unlink()
     return [directory / name for name in names]
-
-
-def write_files(directory: str | os.PathLike, files: Mapping[str, str | bytes]) -> None:
-    """Write small files into a directory, all or none of them.
-
-    Raises:
-        CheckpointError: when the target cannot be written; it is as it was before.
-    """
-    _replace_all(Path(directory), {
-        name: partial(_write_bytes, data.encode() if isinstance(data, str) else data) for name, data in files.items()})
-
-
-def _replace_all(directory: Path, files: Mapping[str, Callable[[Any], None]]) -> None:
-    """Write every file under a temporary name, then rename them all."""
-    made = not directory.exists()
-    temporary = {name: directory / f".{name}.{os.getpid()}.part" for name in files}
-    done = False
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, write in files.items():
-            with temporary[name].open("wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for name, part in temporary.items():
-            os.replace(part, directory / name)
-        _sync_directory(directory)
-        done = True
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CheckpointError(f"{directory} could not be written: {error.strerror or error}",
-                              remedy="The disk is full. " * full + "What was there before is unchanged.") from error
-    finally:
-        if not done:
-            for part in temporary.values():
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_bytes(data: bytes, stream: Any) -> None:
-    stream.write(data)
-
-
-def _write_safetensors(infos: list[TensorInfo], tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str], bar: Any,
-                       stream: Any) -> None:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for info in infos:
-        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.nbytes]}
-        end += info.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for info in infos:
-        numbers = _converted(tensors[info.name].read(), info.dtype)
-        if numbers.shape != info.shape:
-            raise CheckpointError(f"{info.name}: got shape {list(numbers.shape)}, expected {list(info.shape)}")
-        stream.write(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data)
-        if bar is not None:
-            bar.update(info.nbytes)
-
-
-def _converted(tensor: np.ndarray | RawTensor, dtype: str) -> np.ndarray:
-    if isinstance(tensor, RawTensor):
-        if tensor.dtype == dtype:
-            return tensor.bits
-        tensor = widen(tensor.bits)
-    if dtype == "BF16":
-        return narrow(tensor)
-    return np.asarray(tensor, NUMPY_OF[dtype])
-
-
-def _split(infos: Mapping[str, TensorInfo], limit: int) -> list[list[TensorInfo]]:
-    shards: list[list[TensorInfo]] = [[]]
-    size = 0
-    for info in infos.values():
-        if shards[-1] and size + info.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(info)
-        size += info.nbytes
-    return shards
-
-
-def _index_text(names: list[str], shards: list[list[TensorInfo]]) -> str:
-    places = {info.name: name for name, shard in zip(names, shards, strict=True) for info in shard}
-    total = sum(info.nbytes for shard in shards for info in shard)
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n"
 
 
 def parse_size(size: int | str) -> int:
@@ -418,18 +435,78 @@ def parse_size(size: int | str) -> int:
         >>> parse_size("2GB"), parse_size("1KiB")
         (2000000000, 1024)
     """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(size))
-    try:
-        count = int(float(match[1]) * units[match[2].upper()]) if match else 0
-    except (KeyError, ValueError):
-        count = 0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    count = int(float(match[1]) * SIZES.get(match[2].upper(), 0)) if match else 0
     if count <= 0:
         raise CheckpointError(f"max_shard_size: got {size!r}, expected a number of bytes, or e.g. '200MB' or '5GB'")
     return count
 
 
-def _dtype_name(dtype: str) -> str:
-    if dtype not in DTYPE_NAMES:
-        raise CheckpointError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPE_NAMES)}")
-    return DTYPE_NAMES[dtype]
+def _ready(tensors: Mapping[str, np.ndarray | RawTensor | LazyTensor], dtype: str | None) -> dict[str, LazyTensor]:
+    """The tensors as they will be stored, in the order of a safetensors file: wide numbers first, then by name."""
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"dtype: got {dtype!r}, expected one of {', '.join(FLOAT_DTYPES)}")
+    ready = {}
+    for name in sorted(tensors):
+        try:
+            tensor = lazy(tensors[name])
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error.headline}", error.problems, error.remedy) from error
+        ready[name] = converted(name, tensor, FLOAT_DTYPES[dtype]) if dtype else tensor
+    return ready
+
+
+def _split(tensors: Mapping[str, LazyTensor], limit: int) -> list[dict[str, LazyTensor]]:
+    shards: list[dict[str, LazyTensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.size > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.size
+    return shards
+
+
+def _shard_names(count: int, held: Iterable[str]) -> list[str]:
+    """The usual names, or if one of them is in use those of another revision."""
+    in_use, revision = set(held), 1
+    while True:
+        stem = f"model.r{revision}" if revision > 1 else "model"
+        names = [f"{stem}-{place:05d}-of-{count:05d}.safetensors" for place in range(1, count + 1)]
+        if not in_use & set(names):
+            return names
+        revision += 1
+
+
+def _index_of(names: list[str], shards: list[dict[str, LazyTensor]], total: int) -> str:
+    places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    content = {"metadata": {"total_size": total}, "weight_map": places}
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str], bar: Any) -> None:
+    """The bytes that the safetensors library writes for the same tensors, without holding all of them."""
+    widest_first = list(STORED_AS)[::-1]
+    order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [end, end + tensor.size]}
+        end += tensor.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        _write_values(file, name, tensors[name])
+        if bar is not None:
+            bar.update(tensors[name].size)
+
+
+def _write_values(file: BinaryIO, name: str, tensor: LazyTensor) -> None:
+    # A function of its own, so that a tensor is gone before the next one is read.
+    bits, dtype = stored(tensor())
+    if (bits.shape, dtype) != (tensor.shape, tensor.dtype):
+        raise CheckpointError(f"{name}: got {dtype} {list(bits.shape)}, expected {tensor.dtype} {list(tensor.shape)}")
+    file.write(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
