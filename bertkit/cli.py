@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return COMMANDS[arguments.command].run(arguments)
+            code = COMMANDS[arguments.command].run(arguments)
+            sys.stdout.flush()
+            return code
         except (BertkitError, OSError) as error:
             if isinstance(error, BrokenPipeError):  # `bertkit inspect ... | head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

