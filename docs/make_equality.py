@@ -35,7 +35,7 @@ def equality_table(numbers: dict[str, dict[str, float | None]]) -> str:
 def refreshed(text: str) -> str:
     """The page with its table made anew."""
     numbers = json.loads((HERE / "equality.json").read_text(encoding="utf-8"))
-    return TABLE.sub(lambda match: f"{match[1]}{equality_table(numbers)}{match[2]}", text)
+    return TABLE.sub(lambda match: f"{match[1]}\n{equality_table(numbers)}\n{match[2]}", text)
 
 
 def _show(value: float | None) -> str:

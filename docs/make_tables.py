@@ -21,7 +21,8 @@ CONFIGS = {cls.__name__: cls for cls in (PretrainedConfig, *(variant.config for 
 
 LABELS = {
     "Model": ("-", ""),
-    "ForPreTraining": ("`labels` [batch, length], `next_sentence_label` [batch]", "`prediction_logits`, `seq_relationship_logits`"),
+    "ForPreTraining": ("`labels` [batch, length], `next_sentence_label` [batch]",
+                       "`prediction_logits`, `seq_relationship_logits`"),
     "ForMaskedLM": ("`labels` [batch, length]", "`logits` [batch, length, vocab_size]"),
     "ForCausalLM": ("`labels` [batch, length], shifted inside", "`logits` [batch, length, vocab_size], `past_key_values`"),
     "ForNextSentencePrediction": ("`labels` [batch]", "`logits` [batch, 2]"),
@@ -35,7 +36,7 @@ LABELS = {
 
 def refreshed(text: str) -> str:
     """A page with its tables made anew."""
-    return TABLE.sub(lambda match: f"{match[1]}{MAKERS[match[2]](match[3])}{match[4]}", text)
+    return TABLE.sub(lambda match: f"{match[1]}\n{MAKERS[match[2]](match[3])}\n{match[4]}", text)
 
 
 def arguments(cls: type) -> dict[str, str]:
@@ -75,8 +76,8 @@ def class_table(model_type: str) -> str:
     for task in variant.tasks:
         labels, gives = LABELS[task]
         if task == "Model":
-            pooled = variant.tasks[task].pooled
-            gives = "`last_hidden_state` [batch, length, hidden_size]" + (", `pooler_output` [batch, hidden_size]" if pooled else "")
+            pooled = ", `pooler_output` [batch, hidden_size]" if variant.tasks[task].pooled else ""
+            gives = f"`last_hidden_state` [batch, length, hidden_size]{pooled}"
         rows.append([f"`{variant.name}{task}`", f"`TF{variant.name}{task}`", labels, gives])
     return table(["PyTorch", "TensorFlow", "labels", "gives"], rows)
 

@@ -21,9 +21,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
         "max_position_embeddings": 64}
 CHECKPOINTS = {
-    "google/mobilebert-uncased": ("mobilebert", "ForPreTraining", "uncased",
-                                  {"hidden_size": 40, "embedding_size": 16, "intra_bottleneck_size": 24, "num_feedforward_networks": 2,
-                                   "num_hidden_layers": 1}),
+    "google/mobilebert-uncased": ("mobilebert", "ForPreTraining", "uncased", {
+        "hidden_size": 40, "embedding_size": 16, "intra_bottleneck_size": 24, "num_feedforward_networks": 2,
+        "num_hidden_layers": 1}),
     "kssteven/ibert-roberta-base": ("ibert", "ForMaskedLM", "roberta", {"type_vocab_size": 1}),
     "megatron-bert": ("megatron-bert", "ForPreTraining", "uncased", {}),
     "uw-madison/yoso-4096": ("yoso", "ForMaskedLM", "roberta", {}),
