@@ -58,7 +58,7 @@ class AutoClass:
         raise NotImplementedError
 
     @classmethod
-    def model_class(cls, config: PretrainedConfig) -> type:
+    def model_class(cls, config: PretrainedConfig) -> Any:
         """The class for a configuration.
 
         Raises:

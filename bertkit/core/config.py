@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from bertkit.core.errors import ConfigError
 
@@ -130,6 +130,15 @@ class PretrainedConfig:
     torch_dtype: Text = None
     architectures: list[str] | None = None
     tokenizer_class: Text = None
+
+    if TYPE_CHECKING:  # every variant has these
+
+        @property
+        def hidden_size(self) -> int: ...
+        @property
+        def num_hidden_layers(self) -> int: ...
+        @property
+        def num_attention_heads(self) -> int: ...
 
     def __post_init__(self) -> None:
         problems = [*self._name_labels(self.__dict__.pop("num_labels", None)), *self._number_pruned_heads()]
@@ -371,7 +380,7 @@ def _without_other_labels(values: dict[str, Any], overrides: Mapping[str, Any]) 
 
 
 def _default(item: Field) -> Any:
-    return item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+    return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def _json_name(value: Any) -> Any:

@@ -25,8 +25,9 @@ class ModelOutput(dict):
 
     def __init__(self, *values: Any, **fields: Any) -> None:
         if len(values) == 1 and isinstance(values[0], (Mapping, Generator)):
-            values, fields = (), {**dict(values[0]), **fields}
-        fields = {**dict(zip(self.fields, values, strict=False)), **fields}
+            fields = {**dict(values[0]), **fields}
+        else:
+            fields = {**dict(zip(self.fields, values, strict=False)), **fields}
         ordered = [*(name for name in self.fields if name in fields), *(k for k in fields if k not in self.fields)]
         super().__init__({name: fields[name] for name in ordered if fields[name] is not None})
 

@@ -140,7 +140,7 @@ class Variant:
 
     name: str
     prefix: str
-    config: type
+    config: Any
     encoder: Callable[[Any], Params]
     tasks: Mapping[str, Task]
     pooler: Callable[[Any], Params] = no_head
