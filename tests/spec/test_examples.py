@@ -51,7 +51,12 @@ def numbers(value: Any) -> np.ndarray:
     return value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def at_full_size(example: Example) -> list[pytest.MarkDecorator]:
+    """The configurations' examples make a model of the published size."""
+    return [pytest.mark.slow] if example.owner.endswith("Config") else []
+
+
+@pytest.mark.parametrize("example", [pytest.param(e, id=str(e), marks=at_full_size(e)) for e in EXAMPLES])
 def test_example(example: Example, cache: Path):
     in_tensorflow = "import TF" in example.source or ", TF" in example.source
     pytest.importorskip("tensorflow" if in_tensorflow else "torch", exc_type=ImportError)
