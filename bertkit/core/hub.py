@@ -42,7 +42,7 @@ def resolve_directory(
     allow_patterns: list[str],
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
     subfolder: str = "",
