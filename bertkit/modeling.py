@@ -94,7 +94,9 @@ class PreTrainedModel(nn.Module):
         """Give every tensor its initial value, anew."""
         self._initialise(self.params().values())
 
-    def _initialise(self, params: Iterable[Param], device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    def _initialise(
+        self, params: Iterable[Param], device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         random = np.random.default_rng(int(torch.randint(2**62, (), device="cpu")))
         for param in params:
             if param.tied_to is None and param.kind != "derived":
@@ -297,6 +299,18 @@ class PreTrainedModel(nn.Module):
                 `use_reentrant=False`.
         """
         self.base_model.encoder.checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """`gradient_checkpointing_enable` by the name under which transformers' Trainer looks for it.
+
+        Raises:
+            BertkitError: for `every_n_layers` or `offload`, which are not there.
+        """
+        if every_n_layers != 1 or offload:
+            raise BertkitError(f"every_n_layers: got {every_n_layers}, expected 1; offload: got {offload}, expected False")
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import bertkit
+from bertkit.core.errors import BertkitError
 from bertkit.core.outputs import ModelOutput
 from bertkit.core.variants import VARIANTS
 from tests import cases
@@ -29,6 +30,10 @@ def test_attributes_that_tools_read(variant, task):
     assert isinstance(model.base_model, nn.Module) and model.config_class is type(model.config)
     for name in ("save_pretrained", "gradient_checkpointing_enable", "gradient_checkpointing_disable", "num_parameters"):
         assert callable(getattr(model, name))
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    assert model.is_gradient_checkpointing
+    with pytest.raises(BertkitError, match="every_n_layers: got 2"):
+        model.activation_checkpointing_enable(every_n_layers=2)
     # Trainer drops columns that `forward` does not name, and finds the labels by name.
     names = inspect.signature(model.forward).parameters
     assert "return_dict" in names and set(everything(variant, task)) <= set(names)

@@ -26,7 +26,8 @@ def pick(output, *names):
 def test_fused_and_explicit_attention_agree(variant, task):
     rows = cases.CHOICES if task == "ForMultipleChoice" else 1
     model, inputs = make(variant, task), everything(variant, task, lengths=LENGTHS * rows)
-    plain, asked = model(**inputs, output_hidden_states=True), model(**inputs, output_hidden_states=True, output_attentions=True)
+    plain = model(**inputs, output_hidden_states=True)
+    asked = model(**inputs, output_hidden_states=True, output_attentions=True)
     attentions = asked.pop("attentions")
     assert_same(asked, plain)
     assert len(attentions) == model.config.num_hidden_layers
