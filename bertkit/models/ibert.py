@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertkit.core.ibert import IBERT, IBertConfig
-from bertkit.core.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from bertkit.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
 from bertkit.layers import Pooler, additive_mask, attend, keep_rows, merge_heads, split_heads
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
+from bertkit.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from bertkit.quantization import (
     IntGELU,
     IntLayerNorm,
