@@ -345,8 +345,15 @@ def replace_weight(owner: Block, name: str, value: np.ndarray) -> keras.Variable
 def keep_rows(layer: Dense, index: np.ndarray, dim: int = 0) -> None:
     """Cut a linear layer down to some of its outputs (dim 0) or inputs (dim 1), in place."""
     replace_weight(layer, "kernel", np.take(np.asarray(layer.kernel), index, 1 - dim))
-    if dim == 0:
-        replace_weight(layer, "bias", np.asarray(layer.bias)[index])
+    # The bias too where it stays the same: Keras's files know a layer's variables by the order of their making.
+    bias = np.asarray(layer.bias)
+    replace_weight(layer, "bias", bias[index] if dim == 0 else bias)
+
+
+def replace_layer(owner: Block, name: str, layer: Block) -> None:
+    """Put another layer in the place of one of a block's; Keras by itself would go on training the old one too."""
+    owner._tracker.untrack(getattr(owner, name))
+    setattr(owner, name, layer)
 
 
 class Pooler(Block):

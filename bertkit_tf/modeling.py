@@ -11,18 +11,18 @@ from typing import Any, ClassVar, TypeVar
 import keras
 import numpy as np
 import tensorflow as tf
-from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
-from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 
+from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, pop_hub_options, read_config_dict
 from bertkit.core.errors import BackendError, BertkitError, InputError
+from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, plan_loading, warn_about
 from bertkit.core.outputs import ModelOutput
 from bertkit.core.spec import Param, Variant, no_head
 from bertkit_tf import state
-from bertkit_tf.layers import Block, dtype_policy, random_seed, seeded
+from bertkit_tf.layers import Block, dtype_policy, random_seed, replace_layer, seeded
 
 Model = TypeVar("Model", bound="TFPreTrainedModel")
 
@@ -372,7 +372,7 @@ class TFPreTrainedModel(keras.Model):
 
     def set_input_embeddings(self, value: Block) -> None:
         """Replace the word embeddings; a tied decoder follows."""
-        self.base_model.embeddings.word_embeddings = value
+        replace_layer(self.base_model.embeddings, "word_embeddings", value)
         self.tie_weights()
 
     def get_output_embeddings(self) -> Block | None:
@@ -385,7 +385,7 @@ class TFPreTrainedModel(keras.Model):
         head = self._language_model_head()
         if head is None:
             raise BertkitError(f"{type(self).__name__} has no output embeddings")
-        head.decoder = new_embeddings
+        replace_layer(head, "decoder", new_embeddings)
         head.bias = new_embeddings.bias
 
     def _language_model_head(self) -> Block | None:
