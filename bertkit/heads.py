@@ -77,14 +77,19 @@ class NextSentenceHead(nn.Module):
 
 
 class PreTrainingHead(LanguageModelHead):
-    """Word scores of each token and the next-sentence scores."""
+    """Word scores of each token and the next-sentence scores.
 
-    def __init__(self, config: Any) -> None:
+    Args:
+        config: gives the sizes.
+        binary: whether there are next-sentence scores; else they are None.
+    """
+
+    def __init__(self, config: Any, binary: bool = True) -> None:
         super().__init__(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2) if binary else None
 
     def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        return self.predictions(hidden), self.seq_relationship(pooled)
+        return self.predictions(hidden), None if self.seq_relationship is None else self.seq_relationship(pooled)
 
 
 class SplitLanguageModelHead(LanguageModelHead):

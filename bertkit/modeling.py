@@ -155,7 +155,7 @@ class PreTrainedModel(nn.Module):
             >>> model = MobileBertForSequenceClassification.from_pretrained("dir", num_labels=3)  # doctest: +SKIP
         """
         hub = pop_hub_options(kwargs)
-        constructor = {"add_pooling_layer": kwargs.pop("add_pooling_layer")} if "add_pooling_layer" in kwargs else {}
+        constructor = {name: kwargs.pop(name) for name in ("add_pooling_layer", "add_binary_head") if name in kwargs}
         directory = resolve_directory(pretrained_model_name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES], **hub)
         if kwargs or not isinstance(config, PretrainedConfig):
             values = config.to_dict() if isinstance(config, PretrainedConfig) else read_config_dict(config or directory)

@@ -77,6 +77,16 @@ class TaskModel(PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
+def refuse_unknown(arguments: dict[str, Any]) -> None:
+    """Refuse arguments that a call does not have.
+
+    Raises:
+        InputError: naming them.
+    """
+    if arguments:
+        raise InputError(f"unknown arguments: {', '.join(arguments)}")
+
+
 def _extras(encoded: ModelOutput, *names: str) -> dict[str, Any]:
     return {name: encoded.get(name) for name in ("hidden_states", "attentions", *names)}
 
@@ -179,6 +189,7 @@ class CausalLM(Generation, TaskModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions | tuple:
         """Score the next word at each token; see `MaskedLM.forward`.
 
@@ -188,7 +199,9 @@ class CausalLM(Generation, TaskModel):
             labels: [batch, length] the tokens themselves; they are shifted here. -100 does not count.
             past_key_values: the cache that an earlier call gave; then only new tokens are passed in.
             use_cache: give the cache; never while `labels` are given.
+            **kwargs: refused by name; there for callers that pass on what they were given.
         """
+        refuse_unknown(kwargs)
         encoded = self.encode(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             head_mask=head_mask, inputs_embeds=inputs_embeds, encoder_hidden_states=encoder_hidden_states,
@@ -235,8 +248,10 @@ class PreTraining(TaskModel):
         )
         words, follows = self.cls(encoded.last_hidden_state, encoded.pooler_output)
         loss = None
-        if labels is not None and next_sentence_label is not None:
-            loss = losses.cross_entropy(words, labels) + losses.cross_entropy(follows, next_sentence_label)
+        if labels is not None and (follows is None or next_sentence_label is not None):
+            loss = losses.cross_entropy(words, labels)
+            if follows is not None:
+                loss = loss + losses.cross_entropy(follows, next_sentence_label)
         output = self.output_class(loss=loss, prediction_logits=words, seq_relationship_logits=follows, **_extras(encoded))
         return self.finish(output, return_dict)
 
@@ -266,8 +281,7 @@ class NextSentencePrediction(TaskModel):
         """
         if "next_sentence_label" in kwargs and labels is None:
             labels = kwargs.pop("next_sentence_label")
-        if kwargs:
-            raise InputError(f"unknown arguments: {', '.join(kwargs)}")
+        refuse_unknown(kwargs)
         encoded = self.encode(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids, position_ids=position_ids,
             head_mask=head_mask, inputs_embeds=inputs_embeds, output_attentions=output_attentions,

@@ -96,14 +96,19 @@ class NextSentenceHead(Block):
 
 
 class PreTrainingHead(LanguageModelHead):
-    """Word scores of each token and the next-sentence scores."""
+    """Word scores of each token and the next-sentence scores.
 
-    def __init__(self, config: Any) -> None:
+    Args:
+        config: gives the sizes.
+        binary: whether there are next-sentence scores; else they are None.
+    """
+
+    def __init__(self, config: Any, binary: bool = True) -> None:
         super().__init__(config)
-        self.seq_relationship = Dense(config.hidden_size, 2)
+        self.seq_relationship = Dense(config.hidden_size, 2) if binary else None
 
     def call(self, hidden: tf.Tensor, pooled: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.predictions(hidden), self.seq_relationship(pooled)
+        return self.predictions(hidden), None if self.seq_relationship is None else self.seq_relationship(pooled)
 
 
 class SplitLanguageModelHead(LanguageModelHead):

@@ -246,8 +246,10 @@ class PreTraining(TaskModel):
         )
         words, follows = self.cls(encoded.last_hidden_state, encoded.pooler_output)
         loss = None
-        if labels is not None and next_sentence_label is not None:
-            loss = losses.cross_entropy(words, labels) + losses.cross_entropy(follows, next_sentence_label)
+        if labels is not None and (follows is None or next_sentence_label is not None):
+            loss = losses.cross_entropy(words, labels)
+            if follows is not None:
+                loss = loss + losses.cross_entropy(follows, next_sentence_label)
         output = self.output_class(loss=loss, prediction_logits=words, seq_relationship_logits=follows, **_extras(encoded))
         return self.finish(output, return_dict)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bertkit.core.errors import InputError
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
 from bertkit.core.outputs import BaseModelOutputWithPoolingAndCrossAttentions, MegatronBertForPreTrainingOutput
+from bertkit.core.spec import Param
 from bertkit.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
 from bertkit.layers import FeedForward, Pooler, additive_mask, attend, causal_mask, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
@@ -21,6 +22,7 @@ from bertkit.tasks import (
     PreTraining,
     QuestionAnswering,
     SequenceClassification,
+    TaskModel,
     TokenClassification,
 )
 
@@ -273,9 +275,26 @@ class MegatronBertModel(EncoderModel, variant=MEGATRON_BERT):
 
 
 class MegatronBertForPreTraining(PreTraining, encoder=MegatronBertModel, cls=PreTrainingHead):
-    """MegatronBERT with both heads of its pretraining: masked words and sentence order."""
+    """MegatronBERT with both heads of its pretraining: masked words and sentence order.
+
+    Args:
+        config: the configuration.
+        add_binary_head: whether there is a head for sentence order; without it the loss is that of the words.
+    """
 
     output_class = MegatronBertForPreTrainingOutput
+
+    def __init__(self, config: MegatronBertConfig, add_binary_head: bool = True) -> None:
+        super(TaskModel, self).__init__(config, add_binary_head=add_binary_head)
+
+    def assemble(self, config: MegatronBertConfig, add_binary_head: bool) -> None:
+        super().assemble(config)
+        self.cls = PreTrainingHead(config, binary=add_binary_head)
+
+    def params(self) -> dict[str, Param]:
+        found = super().params()
+        return found if self.cls.seq_relationship is not None else {
+            name: param for name, param in found.items() if not name.startswith("cls.seq_relationship.")}
 
 
 class MegatronBertForMaskedLM(MaskedLMWithEncoder, encoder=MegatronBertModel, cls=LanguageModelHead):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
+from bertkit.core.spec import Param
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
 from bertkit_tf.layers import (
     Block,
@@ -284,9 +285,26 @@ import tensorflow as tf
 
 
 class TFMegatronBertForPreTraining(PreTraining, encoder=TFMegatronBertModel, cls=PreTrainingHead):
-    """MegatronBERT with both heads of its pretraining: masked words and sentence order."""
+    """MegatronBERT with both heads of its pretraining: masked words and sentence order.
+
+    Args:
+        config: the configuration.
+        add_binary_head: whether there is a head for sentence order; without it the loss is that of the words.
+    """
 
     output_class = TFMegatronBertForPreTrainingOutput
+
+    def __init__(self, config: MegatronBertConfig, *inputs: Any, add_binary_head: bool = True, **kwargs: Any) -> None:
+        super().__init__(config, *inputs, add_binary_head=add_binary_head, **kwargs)
+
+    def assemble(self, config: MegatronBertConfig, add_binary_head: bool) -> None:
+        super().assemble(config)
+        self.cls = PreTrainingHead(config, binary=add_binary_head)
+
+    def params(self) -> dict[str, Param]:
+        found = super().params()
+        return found if self.cls.seq_relationship is not None else {
+            name: param for name, param in found.items() if not name.startswith("cls.seq_relationship.")}
 
 
 class TFMegatronBertForMaskedLM(MaskedLMWithEncoder, encoder=TFMegatronBertModel, cls=LanguageModelHead):

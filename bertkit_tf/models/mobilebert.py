@@ -288,8 +288,8 @@ import tensorflow as tf
         position_ids: tf.Tensor | None = None,
         head_mask: tf.Tensor | None = None,
         inputs_embeds: tf.Tensor | None = None,
-        output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = None,
     ) -> TFBaseModelOutputWithPooling | tuple:
@@ -302,7 +302,7 @@ import tensorflow as tf
             position_ids: [batch, length] row of the position table for each token.
             head_mask: [heads] or [layers, heads], 1 keeps a head.
             inputs_embeds: [batch, length, embedding_size] word embeddings instead of `input_ids`.
-            output_hidden_states, output_attentions, return_dict: default: what the configuration says.
+            output_attentions, output_hidden_states, return_dict: default: what the configuration says.
 
         Raises:
             InputError: listing everything that does not fit.
