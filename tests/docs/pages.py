@@ -24,7 +24,7 @@ CHECKPOINTS = {
     "google/mobilebert-uncased": ("mobilebert", "ForPreTraining", "uncased", {
         "hidden_size": 40, "embedding_size": 16, "intra_bottleneck_size": 24, "num_feedforward_networks": 2,
         "num_hidden_layers": 1}),
-    "kssteven/ibert-roberta-base": ("ibert", "ForMaskedLM", "roberta", {"type_vocab_size": 1}),
+    "kssteven/ibert-roberta-base": ("ibert", "ForMaskedLM", "roberta", {"type_vocab_size": 1, "num_hidden_layers": 1}),
     "megatron-bert": ("megatron-bert", "ForPreTraining", "uncased", {}),
     "uw-madison/yoso-4096": ("yoso", "ForMaskedLM", "roberta", {}),
 }
