@@ -6,7 +6,7 @@ ranges then, in training mode. Rounding passes gradients straight through.
 
 By default the non-linear blocks compute with whole numbers in float64, which holds them exactly. `compat=True`
 repeats transformers instead: float32, where quotients are not rounded to the integers that they stand for. Both hold
-under autocast and with half-precision weights, too.
+under autocast and with bfloat16 weights, too; float16 cannot hold the range of a softmax.
 """
 
 from __future__ import annotations
@@ -196,14 +196,6 @@ class QuantActivation(nn.Module):
             statistic.copy_(torch.where(usable, updated, statistic))
         if self.quant_mode:
             self.act_scaling_factor.copy_(self.scale())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        # Ranges follow the model to another device but stay in float32: that of a softmax reaches 1e17.
-        def in_float32(statistic: Tensor) -> Tensor:
-            moved = fn(statistic)
-            return moved if moved.dtype == statistic.dtype else statistic.to(moved.device)
-
-        return super()._apply(in_float32, recurse)
 
     def is_empty(self) -> Tensor:
         """Whether no batch was seen yet."""
