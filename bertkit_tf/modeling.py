@@ -18,7 +18,7 @@ from bertkit.core.errors import BackendError, BertkitError, InputError
 from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
-from bertkit.core.loading import LoadPlan, plan_loading, warn_about
+from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_about
 from bertkit.core.outputs import ModelOutput
 from bertkit.core.spec import Param, Variant, no_head
 from bertkit_tf import state
@@ -115,7 +115,7 @@ class TFPreTrainedModel(keras.Model):
                  **options: Any) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         if not isinstance(config, self.config_class):
-            raise BertkitError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
+            raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         config.validate()
         self.config, self._options = config, options
         fresh = options.pop("initialise", True)
@@ -137,8 +137,8 @@ class TFPreTrainedModel(keras.Model):
         options = {name: inputs.pop(name) for name in FLAGS if name in inputs}
         unknown = [name for name in inputs if name not in names and name not in self.input_aliases]
         if unknown:
-            raise InputError("the model's inputs do not fit", [f"{name}: no argument of {type(self).__name__}" for name in unknown],
-                             f"It takes: {', '.join(names)}.")
+            problems = [f"{name}: no argument of {type(self).__name__}" for name in unknown]
+            raise InputError("the model's inputs do not fit", problems, f"It takes: {', '.join(names)}.")
         past = {"past_key_values": inputs.pop("past_key_values")} if "past_key_values" in inputs else {}
         return super().__call__({name: _tensor(value) for name, value in inputs.items()}, **past, **options)
 
@@ -327,11 +327,24 @@ class TFPreTrainedModel(keras.Model):
             return data
         if sample_weight is not None:
             raise InputError("sample_weight and class_weight need a Keras loss", remedy="Pass loss= to compile().")
-        labels = y if isinstance(y, Mapping) else dict(zip(self.label_names, y if isinstance(y, (list, tuple)) else (y,), strict=True))
-        inputs = x if isinstance(x, Mapping) else dict(zip(
-            [n for n in inspect.signature(type(self).call).parameters if n != "self"],
-            x if isinstance(x, (list, tuple)) else (x,), strict=False))
-        return ({**inputs, **labels},)
+        several = y if isinstance(y, (list, tuple)) else (y,)
+        labels = y if isinstance(y, Mapping) else dict(zip(self.label_names, several, strict=True))
+        return ({**self._by_name(x), **labels},)
+
+    def _by_name(self, x: Any) -> dict[str, Any]:
+        """The inputs of a batch by name, however they came."""
+        if isinstance(x, Mapping):
+            return dict(x)
+        names = [name for name in inspect.signature(type(self).call).parameters if name != "self"]
+        return dict(zip(names, x if isinstance(x, (list, tuple)) else (x,), strict=False))
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Under `tf.distribute` Keras shows the mean of a batch over the replicas, where ids are no integers any more."""
+        if data_batch is not None:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data_batch)
+            x = {name: tf.cast(value, tf.int64) if name.endswith("_ids") else value for name, value in self._by_name(x).items()}
+            data_batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        super()._symbolic_build(iterator, data_batch)
 
     def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None,
                      training: bool = True) -> tf.Tensor:
@@ -404,8 +417,14 @@ class TFPreTrainedModel(keras.Model):
 
         Returns:
             The word embeddings.
+
+        Raises:
+            ConfigError: for a number that leaves no words, or not the padding token.
         """
-        rows = new_num_tokens or self.config.vocab_size
+        rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        lowest = 1 + max(0, self.config.pad_token_id or 0)
+        if rows < lowest:
+            raise ConfigError(f"new_num_tokens: got {rows}, expected at least {lowest} (pad_token_id must stay)")
         if pad_to_multiple_of:
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         old = {p.name: p for p in self.params().values() if p.stored}
