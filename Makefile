@@ -12,7 +12,7 @@ RUN        := $(VENV)/bin/python
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/ready
-	$(RUN) examples/semantic_search.py
+	$(RUN) docs/examples/semantic_search.py
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -n 2 --dist worksteal
@@ -22,7 +22,7 @@ lint: $(VENV)/ready
 	$(RUN) -m mypy
 
 bench: $(VENV)/ready
-	$(RUN) examples/benchmark.py
+	$(RUN) docs/examples/benchmark.py
 
 # The frameworks are pinned here so that everybody tests the same; the package itself takes a range of them.
 $(VENV)/ready: pyproject.toml

@@ -19,8 +19,8 @@ from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_about
-from bertkit.core.outputs import ModelOutput
 from bertkit.core.spec import Param, Variant, no_head
+from bertkit.outputs import ModelOutput
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from bertkit import losses
 from bertkit.core.errors import InputError
-from bertkit.core.outputs import (
+from bertkit.core.spec import no_head
+from bertkit.generation import Generation
+from bertkit.modeling import EncoderModel, PreTrainedModel
+from bertkit.outputs import (
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     ModelOutput,
@@ -23,9 +26,6 @@ from bertkit.core.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from bertkit.core.spec import no_head
-from bertkit.generation import Generation
-from bertkit.modeling import EncoderModel, PreTrainedModel
 
 
 class TaskModel(PreTrainedModel):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tensorflow as tf
-from bertkit.core.progress import progress
 
+from bertkit.core.errors import InputError
 from bertkit.core.generation import GenerationSettings
+from bertkit.core.progress import progress
 from bertkit_tf.layers import random_seed
 
 
@@ -58,6 +59,8 @@ class Generation:
             Holtzman et al., "The Curious Case of Neural Text Degeneration", https://arxiv.org/abs/1904.09751
         """
         input_ids = tf.convert_to_tensor(input_ids)
+        if input_ids.shape.rank != 2:
+            raise InputError(f"input_ids: got shape {input_ids.shape}, expected 2 dimensions [batch, length]")
         settings = GenerationSettings.resolve(
             self.config, input_ids.shape[1], max_new_tokens=max_new_tokens, max_length=max_length,
             min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, eos_token_id=eos_token_id,

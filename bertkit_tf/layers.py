@@ -253,7 +253,8 @@ def additive_mask(mask: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor | None:
     if mask is None:
         return None
     if mask.shape.rank not in (2, 3, 4):
-        raise InputError(f"attention_mask: got {mask.shape.rank} dimensions, expected 2 [batch, length] or 3 [batch, length, length]")
+        raise InputError(f"attention_mask: got {mask.shape.rank} dimensions, expected 2 [batch, length] "
+                         "or 3 [batch, length, length]")
     while mask.shape.rank < 4:
         mask = tf.expand_dims(mask, 1)
     return (1.0 - tf.cast(mask, dtype)) * dtype.min

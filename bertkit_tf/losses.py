@@ -32,7 +32,13 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, ignored: int | tf.Tensor
 
 
 def next_token(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of each token's scores against the token after it."""
+    """Cross-entropy of each token's scores [batch, length, classes] against the label after it, of [batch, length].
+
+    Raises:
+        InputError: when the shapes do not fit.
+    """
+    if not labels.shape.is_compatible_with(logits.shape[:-1]):
+        raise InputError(f"labels: got shape {labels.shape}, expected {logits.shape[:-1]} to fit the logits")
     return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 
@@ -62,7 +68,7 @@ def classification(logits: tf.Tensor, labels: tf.Tensor, problem_type: str | Non
 
 
 def span(start_logits: tf.Tensor, end_logits: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
-    """Mean of the losses of start and end; positions outside the sequence do not count.
+    """Mean of the losses of start and end; positions behind the end do not count, negative ones are the first token.
 
     Args:
         start_logits, end_logits: [batch, length].

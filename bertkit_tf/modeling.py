@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, pop_hub_options, read_config_dict
-from bertkit.core.errors import BackendError, BertkitError, InputError
+from bertkit.core.errors import BackendError, BertkitError, ConfigError, InputError
 from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
@@ -119,7 +119,7 @@ class TFPreTrainedModel(keras.Model):
         config.validate()
         self.config, self._options = config, options
         fresh = options.pop("initialise", True)
-        with dtype_policy(self.dtype_policy):
+        with dtype_policy(self.layers_policy()):
             self.assemble(config, **options)
         self.built = True
         self.tie_weights()
@@ -129,6 +129,10 @@ class TFPreTrainedModel(keras.Model):
     def assemble(self, config: Any, **options: Any) -> None:
         """Make the layers; their variables get their initial values afterwards, all at once."""
         raise NotImplementedError
+
+    def layers_policy(self) -> Any:
+        """The dtype policy of the layers: the model's, or float32 where float16 cannot hold the numbers."""
+        return self.dtype_policy
 
     # -- calling --------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -204,12 +208,12 @@ class TFPreTrainedModel(keras.Model):
         """
         hub = pop_hub_options(kwargs)
         kwargs.pop("from_pt", None)
-        constructor = {name: kwargs.pop(name) for name in ("add_pooling_layer", "name") if name in kwargs}
+        constructor = {name: kwargs.pop(name) for name in ("add_pooling_layer", "add_binary_head", "name") if name in kwargs}
         directory = resolve_directory(pretrained_model_name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES], **hub)
-        if not isinstance(config, PretrainedConfig):
-            config = cls.config_class.from_dict(read_config_dict(config or directory), **kwargs)
-        elif kwargs:
-            config = cls.config_class.from_dict(config.to_dict(), **kwargs)
+        if kwargs or not isinstance(config, PretrainedConfig):
+            values = config.to_dict() if isinstance(config, PretrainedConfig) else read_config_dict(config or directory)
+            check_overrides(cls.config_class, values, kwargs)
+            config = cls.config_class.from_dict(values, **kwargs)
         with open_checkpoint(directory, variant=weights_variant) as checkpoint:
             policy = _stored_dtype(config, checkpoint) if dtype == "auto" else dtype
             model, plan = cls._from_checkpoint(
@@ -527,10 +531,10 @@ class TFEncoderModel(TFPreTrainedModel):
         given = {name: value for name, value in inputs.items() if value is not None}
         wrong = [f"{name}: got {value.dtype.name}, expected an integer dtype" for name, value in given.items()
                  if name.endswith("_ids") and not value.dtype.is_integer]
-        if wrong:
-            raise InputError("the model's inputs do not fit", wrong)
+        wrong += [f"{name}: got {value.dtype.name}, expected a floating-point dtype" for name, value in given.items()
+                  if name == "inputs_embeds" and not value.dtype.is_floating]
         check_shapes(self.config, {name: value.shape.as_list() for name, value in given.items()},
-                     embedding_width=self.embedding_width, max_tokens=self.max_tokens, past=past)
+                     embedding_width=self.embedding_width, max_tokens=self.max_tokens, past=past, problems=wrong)
         for name, rows in self._tables().items():
             ids = given.get(name)
             if ids is not None and tf.is_tensor(ids) and hasattr(ids, "numpy") and ids.shape.num_elements():

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from bertkit.core.errors import InputError
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
-from bertkit.core.outputs import BaseModelOutputWithPoolingAndCrossAttentions, MegatronBertForPreTrainingOutput
 from bertkit.core.spec import Param
 from bertkit.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
 from bertkit.layers import FeedForward, Pooler, additive_mask, attend, causal_mask, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
+from bertkit.outputs import BaseModelOutputWithPoolingAndCrossAttentions, MegatronBertForPreTrainingOutput
 from bertkit.tasks import (
     CausalLM,
     MaskedLMWithEncoder,

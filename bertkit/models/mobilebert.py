@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
-from bertkit.core.outputs import BaseModelOutputWithPooling, MobileBertForPreTrainingOutput
 from bertkit.heads import (
     ChoiceScorer,
     LabelClassifier,
@@ -21,6 +20,7 @@ from bertkit.heads import (
 )
 from bertkit.layers import FeedForward, NoNorm, additive_mask, attend, keep_rows, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
+from bertkit.outputs import BaseModelOutputWithPooling, MobileBertForPreTrainingOutput
 from bertkit.tasks import (
     MaskedLM,
     MultipleChoice,

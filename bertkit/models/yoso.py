@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from bertkit.core.errors import InputError
 from bertkit.core.hashing import hash_layout, random_projections, random_signs
-from bertkit.core.outputs import BaseModelOutputWithCrossAttentions
 from bertkit.core.yoso import POSITION_OFFSET, YOSO, YosoConfig
 from bertkit.heads import (
     ChoiceScorer,
@@ -23,6 +22,7 @@ from bertkit.heads import (
 from bertkit.kernels.lsh import yoso_expectation, yoso_sampling
 from bertkit.layers import FeedForward, keep_rows, merge_heads, split_heads, word_embedding
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
+from bertkit.outputs import BaseModelOutputWithCrossAttentions
 from bertkit.tasks import (
     FirstTokenMultipleChoice,
     MaskedLM,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from bertkit.core.errors import InputError
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
 from bertkit.core.spec import Param
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, LanguageModelHead, NextSentenceHead, PreTrainingHead, SpanClassifier
@@ -73,7 +74,7 @@ class MegatronBertSelfAttention(Block):
             self.distance_embedding = Embedding(2 * config.max_position_embeddings - 1, self.head_size)
 
     def call(self, hidden: tf.Tensor, bias: tf.Tensor | None, head_mask: tf.Tensor | None, states: tf.Tensor | None,
-             past: tuple[tf.Tensor, tf.Tensor] | None, want_probabilities: bool,
+             past: tuple[tf.Tensor, tf.Tensor] | None, first: Any, want_probabilities: bool,
              training: bool | None) -> tuple[tf.Tensor, tf.Tensor | None, tuple]:
         query = split_heads(self.query(hidden), self.head_size)
         if states is not None and past is not None:
@@ -83,20 +84,21 @@ class MegatronBertSelfAttention(Block):
             key, value = split_heads(self.key(source), self.head_size), split_heads(self.value(source), self.head_size)
             if past is not None:
                 key, value = tf.concat([past[0], key], 2), tf.concat([past[1], value], 2)
-        relative = None if self.position_embedding_type == "absolute" else self.relative_scores(query, key, states is None)
+        relative = None if self.position_embedding_type == "absolute" else self.relative_scores(query, key, first)
         context, probabilities = attend(
             query, key, value, bias, dropout_rate=self.dropout, scores_bias=relative, head_mask=head_mask,
             want_probabilities=want_probabilities, training=training,
         )
         return context, probabilities, (key, value)
 
-    def relative_scores(self, query_BNLD: tf.Tensor, key_BNSD: tf.Tensor, same_sequence: bool) -> tf.Tensor:
-        """Scores of the distances between queries and keys; distances beyond the table count as its last."""
+    def relative_scores(self, query_BNLD: tf.Tensor, key_BNSD: tf.Tensor, first: Any) -> tf.Tensor:
+        """Scores of the distances between queries, which start at place `first`, and keys, which start at 0.
+
+        Distances beyond the table count as its last.
+        """
         length, total = size(query_BNLD, 2), size(key_BNSD, 2)
-        first = total - length if same_sequence else 0
         reach = self.distance_embedding.embeddings.shape[0] // 2
-        places = tf.range(tf.maximum(length, total))
-        distance = places[first : first + length, None] - places[None, :total]
+        distance = tf.range(first, first + length)[:, None] - tf.range(total)
         table_LSD = tf.cast(self.distance_embedding(tf.clip_by_value(distance, -reach, reach) + reach), query_BNLD.dtype)
         scores = tf.einsum("bnld,lsd->bnls", query_BNLD, table_LSD)
         if self.position_embedding_type == "relative_key_query":
@@ -156,12 +158,15 @@ class MegatronBertLayer(Block):
 
     def call(self, stream: tf.Tensor, bias: tf.Tensor | None, head_mask: tf.Tensor | None, states: tf.Tensor | None,
              states_bias: tf.Tensor | None, past: tuple | None, want_probabilities: bool, training: bool | None) -> tuple:
+        first = 0 if past is None else size(past[0], 2)
         stream, probabilities, cache = self.attention(
-            stream, bias, head_mask, None, None if past is None else past[:2], want_probabilities, training=training)
+            stream, bias, head_mask, None, None if past is None else past[:2], first, want_probabilities,
+            training=training)
         cross_probabilities = None
         if states is not None:
             stream, cross_probabilities, cross_cache = self.crossattention(
-                stream, states_bias, head_mask, states, None if past is None else past[2:], want_probabilities, training=training)
+                stream, states_bias, head_mask, states, None if past is None else past[2:], first, want_probabilities,
+                training=training)
             cache = cache + cross_cache
         stream = self.output_(self.intermediate(self.ln(stream)), stream, training)
         return stream, probabilities, cross_probabilities, *cache
@@ -264,20 +269,25 @@ import tensorflow as tf
         """
         past = 0 if past_key_values is None else size(past_key_values[0][0], 2)
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids, past=past)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask,
+                          encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
+                          past=past)
+        if encoder_hidden_states is not None and self.config.is_decoder and not self.config.add_cross_attention:
+            raise InputError("encoder_hidden_states: this decoder has no cross-attention",
+                             remedy="Make it with add_cross_attention=True.")
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         batch, length = size(words, 0), size(words, 1)
         if position_ids is None:
             position_ids = tf.range(past, past + length)[None]
         config = self.config
         if config.is_decoder and (attention_mask is None or attention_mask.shape.rank == 2):
-            full = tf.ones([batch, past + length], words.dtype) if attention_mask is None else tf.cast(attention_mask, words.dtype)
-            attention_mask = causal_mask(full, length)
+            seen = tf.ones([batch, past + length]) if attention_mask is None else attention_mask
+            attention_mask = causal_mask(tf.cast(seen, words.dtype), length)
         states = encoder_hidden_states if config.is_decoder and config.add_cross_attention else None
         flags = self.flags(output_attentions, output_hidden_states)
         encoded = self.encoder(
-            self.embeddings(words, token_type_ids, position_ids, training), additive_mask(attention_mask, words.dtype), head_mask,
-            states, additive_mask(encoder_attention_mask, words.dtype), past_key_values,
+            self.embeddings(words, token_type_ids, position_ids, training), additive_mask(attention_mask, words.dtype),
+            head_mask, states, additive_mask(encoder_attention_mask, words.dtype), past_key_values,
             config.is_decoder and (config.use_cache if use_cache is None else use_cache), training=training, **flags,
         )
         pooled = None if self.pooler is None else self.pooler(encoded["last_hidden_state"])

@@ -73,7 +73,8 @@ class MobileBertEmbeddings(Block):
         if token_type_ids is None:
             token_type_ids = tf.zeros_like(position_ids)
         if self.trigram:
-            following, previous = tf.pad(words[:, 1:], [[0, 0], [0, 1], [0, 0]]), tf.pad(words[:, :-1], [[0, 0], [1, 0], [0, 0]])
+            following = tf.pad(words[:, 1:], [[0, 0], [0, 1], [0, 0]])
+            previous = tf.pad(words[:, :-1], [[0, 0], [1, 0], [0, 0]])
             words = tf.concat([following, words, previous], 2)
         hidden = self.embedding_transformation(words) if self.transforms else words
         added = self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
@@ -274,6 +275,11 @@ import tensorflow as tf
         TensorShape([1, 3, 512])
     """
 
+    def layers_policy(self) -> Any:
+        """The model's dtype policy; under mixed_float16 float32, as hidden states without layer norms reach 2.5e7."""
+        mixed = self.compute_dtype == "float16" and self.variable_dtype == "float32"
+        return "float32" if mixed and self.config.normalization_type == "no_norm" else self.dtype_policy
+
     def assemble(self, config: MobileBertConfig, add_pooling_layer: bool) -> None:
         self.embeddings = MobileBertEmbeddings(config)
         self.encoder = MobileBertEncoder(config)
@@ -308,7 +314,7 @@ import tensorflow as tf
             InputError: listing everything that does not fit.
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask)
         words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = tf.range(size(words, 1))[None]

@@ -294,7 +294,7 @@ import tensorflow as tf
             InputError: listing everything that does not fit.
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids, position_ids=position_ids)
+                          token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask)
         if attention_mask is not None and attention_mask.shape.rank != 2:
             raise InputError(f"attention_mask: got {attention_mask.shape.rank} dimensions, expected 2 [batch, length]: YOSO "
                              "masks tokens, not pairs of tokens")
