@@ -21,6 +21,8 @@ _TASKS = {
 _HOMES = {
     "core.config": "PretrainedConfig",
     "core.errors": "BertkitError ConfigError CheckpointError InputError TokenizerError BackendError",
+    "core.hub": "HubError",
+    "core.quantization": "CalibrationError",
     "core.auto": "AutoConfig",
     "core.tokenization": "AutoTokenizer BatchEncoding BertTokenizer BertTokenizerFast MobileBertTokenizer "
                          "MobileBertTokenizerFast PreTrainedTokenizerFast RobertaTokenizer RobertaTokenizerFast",

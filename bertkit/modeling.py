@@ -44,6 +44,8 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str]
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
+    name_or_path: str = ""
+    """Where the model was loaded from."""
 
     config: Any
 

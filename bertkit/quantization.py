@@ -146,9 +146,9 @@ class QuantActivation(nn.Module):
     Example:
         >>> import torch
         >>> activation = QuantActivation(8, quant_mode=True)
-        >>> value, scale = activation(torch.tensor([[-1.0, 0.5, 2.0]]))
-        >>> round(float(scale), 5), (value / scale).tolist()
-        (0.01575, [[-64.0, 32.0, 126.0]])
+        >>> value, scale = activation(torch.tensor([[-0.98, 0.5, 2.0]]))
+        >>> round(float(scale), 5), (value / scale).round().tolist()
+        (0.01575, [[-62.0, 32.0, 126.0]])
     """
 
     def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:

@@ -7,9 +7,11 @@ from bertkit.core.errors import CheckpointError as CheckpointError
 from bertkit.core.errors import ConfigError as ConfigError
 from bertkit.core.errors import InputError as InputError
 from bertkit.core.errors import TokenizerError as TokenizerError
+from bertkit.core.hub import HubError as HubError
 from bertkit.core.ibert import IBertConfig as IBertConfig
 from bertkit.core.megatron_bert import MegatronBertConfig as MegatronBertConfig
 from bertkit.core.mobilebert import MobileBertConfig as MobileBertConfig
+from bertkit.core.quantization import CalibrationError as CalibrationError
 from bertkit.core.tokenization import AutoTokenizer as AutoTokenizer
 from bertkit.core.tokenization import BatchEncoding as BatchEncoding
 from bertkit.core.tokenization import BertTokenizer as BertTokenizer
@@ -85,8 +87,10 @@ __all__ = [
     "BertTokenizer",
     "BertTokenizerFast",
     "BertkitError",
+    "CalibrationError",
     "CheckpointError",
     "ConfigError",
+    "HubError",
     "IBertConfig",
     "InputError",
     "MegatronBertConfig",

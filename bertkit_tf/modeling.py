@@ -103,6 +103,8 @@ class TFPreTrainedModel(keras.Model):
     ids_rank: ClassVar[int] = 2
     input_aliases: ClassVar[Mapping[str, str]] = {}
     """Other names of arguments."""
+    name_or_path: str = ""
+    """Where the model was loaded from."""
 
     def __init_subclass__(cls, *, variant: Variant | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -194,9 +196,9 @@ class TFPreTrainedModel(keras.Model):
             ignore_mismatched_sizes: give initial values to tensors of another shape instead of failing.
             output_loading_info: give `(model, info)` with the missing, unexpected and mismatched names.
             weights_variant: load e.g. `model.fp16.safetensors` for "fp16".
-            **kwargs: hub options (`revision`, `token`, `cache_dir`, `local_files_only`, `force_download`,
-                `subfolder`), values that override the configuration's (`num_labels=3`), and keyword arguments of
-                the constructor.
+            **kwargs: `torch_dtype`, another name of `dtype`; hub options (`revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download`, `subfolder`), values that override the configuration's
+                (`num_labels=3`), and keyword arguments of the constructor.
 
         Raises:
             CheckpointError: when the weights are missing, damaged or do not fit: everything that is wrong at once.
@@ -208,6 +210,8 @@ class TFPreTrainedModel(keras.Model):
         """
         hub = pop_hub_options(kwargs)
         kwargs.pop("from_pt", None)
+        dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
+        dtype = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
         constructor = {name: kwargs.pop(name) for name in ("add_pooling_layer", "add_binary_head", "name") if name in kwargs}
         directory = resolve_directory(pretrained_model_name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES], **hub)
         if kwargs or not isinstance(config, PretrainedConfig):

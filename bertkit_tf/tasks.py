@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -167,6 +168,13 @@ class MaskedLMWithEncoder(MaskedLM):
 
 class CausalLM(Generation, TaskModel):
     """Template of causal language modelling; `config.is_decoder` must be set."""
+
+    def assemble(self, config: Any) -> None:
+        """Make the encoder and the head."""
+        if not config.is_decoder:
+            warnings.warn(f"{type(self).__name__} without is_decoder=True: each token sees the ones that it should predict",
+                          stacklevel=4)
+        super().assemble(config)
 
     @unpack_inputs
     def call(

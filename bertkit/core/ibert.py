@@ -7,11 +7,9 @@ from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
-    Activation,
     Count,
     Flag,
     NotNegativeReal,
-    PositionEmbedding,
     Positive,
     PretrainedConfig,
     Probability,
@@ -82,7 +80,7 @@ class IBertConfig(PretrainedConfig):
     num_hidden_layers: Count = 12
     num_attention_heads: Positive = 12
     intermediate_size: Positive = 3072
-    hidden_act: Activation = "gelu"
+    hidden_act: Annotated[str, one_of("gelu")] = "gelu"
     hidden_dropout_prob: Probability = 0.1
     attention_probs_dropout_prob: Probability = 0.1
     max_position_embeddings: Positive = 512
@@ -92,7 +90,7 @@ class IBertConfig(PretrainedConfig):
     pad_token_id: TokenId = 1
     bos_token_id: TokenId = 0
     eos_token_id: TokenId = 2
-    position_embedding_type: PositionEmbedding = "absolute"
+    position_embedding_type: Annotated[str, one_of("absolute")] = "absolute"
     quant_mode: Flag = False
     force_dequant: Annotated[str, one_of("none", "gelu", "softmax", "layernorm", "nonlinear")] = "none"
     hf_compat_scales: Flag = field(default=False, kw_only=True)
@@ -100,10 +98,6 @@ class IBertConfig(PretrainedConfig):
     def contradictions(self) -> list[str]:
         """Fields that are fine alone but not together."""
         found = super().contradictions()
-        if self.hidden_act != "gelu":
-            found.append(f"hidden_act: got {self.hidden_act!r}, expected 'gelu': I-BERT has no integer form of others")
-        if self.position_embedding_type != "absolute":
-            found.append(f"position_embedding_type: got {self.position_embedding_type!r}, expected 'absolute'")
         if self.max_position_embeddings <= self.first_position:
             found.append(f"max_position_embeddings: got {self.max_position_embeddings}, expected more than "
                          f"{self.first_position}, where positions start (pad_token_id + 1)")

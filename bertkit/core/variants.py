@@ -22,5 +22,5 @@ def find_variant(model_type: str | None) -> Variant:
     """
     if not isinstance(model_type, str) or model_type not in VARIANTS:
         raise ConfigError(f"model_type: got {model_type!r}, expected one of {', '.join(map(repr, VARIANTS))}",
-                          remedy="Other models can be converted where their architecture allows; see docs/conversion.md.")
+                          remedy="Other models can be converted where their architecture allows; see `bertkit convert --help`.")
     return VARIANTS[model_type]

@@ -59,8 +59,8 @@ class MobileBertEmbeddings(nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
         if self.trigram:
-            following, previous = F.pad(words[:, 1:], (0, 0, 0, 1)), F.pad(words[:, :-1], (0, 0, 1, 0))
-            words = torch.cat([following, words, previous], 2)
+            padded = F.pad(words, (0, 0, 1, 1))
+            words = torch.cat([padded[:, 2:], words, padded[:, :-2]], 2)
         hidden = self.embedding_transformation(words) if self.transforms else words
         hidden = hidden + self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
         return self.dropout(self.LayerNorm(hidden))

@@ -217,8 +217,7 @@ class TFMegatronBertModel(TFEncoderModel, variant=MEGATRON_BERT):
         https://arxiv.org/abs/1909.08053
 
     Example:
-        >>> import numpy as np
-import tensorflow as tf
+        >>> import tensorflow as tf
         >>> from bertkit_tf import MegatronBertConfig, TFMegatronBertModel
         >>> tiny = MegatronBertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
         >>> TFMegatronBertModel(tiny)(tf.constant([[5, 6, 7]])).last_hidden_state.shape

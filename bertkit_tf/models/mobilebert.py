@@ -73,9 +73,8 @@ class MobileBertEmbeddings(Block):
         if token_type_ids is None:
             token_type_ids = tf.zeros_like(position_ids)
         if self.trigram:
-            following = tf.pad(words[:, 1:], [[0, 0], [0, 1], [0, 0]])
-            previous = tf.pad(words[:, :-1], [[0, 0], [1, 0], [0, 0]])
-            words = tf.concat([following, words, previous], 2)
+            padded = tf.pad(words, [[0, 0], [1, 1], [0, 0]])
+            words = tf.concat([padded[:, 2:], words, padded[:, :-2]], 2)
         hidden = self.embedding_transformation(words) if self.transforms else words
         added = self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
         return self.dropout(self.LayerNorm(tf.cast(hidden, added.dtype) + added), training)
@@ -267,8 +266,7 @@ class TFMobileBertModel(TFEncoderModel, variant=MOBILEBERT):
         https://arxiv.org/abs/2004.02984
 
     Example:
-        >>> import numpy as np
-import tensorflow as tf
+        >>> import tensorflow as tf
         >>> from bertkit_tf import MobileBertConfig, TFMobileBertModel
         >>> tiny = MobileBertConfig(num_hidden_layers=2)
         >>> TFMobileBertModel(tiny)(tf.constant([[5, 6, 7]])).last_hidden_state.shape

@@ -247,8 +247,7 @@ class TFYosoModel(TFEncoderModel, variant=YOSO):
         https://arxiv.org/abs/2111.09714
 
     Example:
-        >>> import numpy as np
-import tensorflow as tf
+        >>> import tensorflow as tf
         >>> from bertkit_tf import YosoConfig, TFYosoModel
         >>> tiny = YosoConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
         >>> TFYosoModel(tiny)(tf.constant([[5, 6, 7]])).last_hidden_state.shape

@@ -188,8 +188,9 @@ def test_bad_values(values, parts):
 
 
 @pytest.mark.parametrize(("cls", "values", "parts"), [
-    (IBertConfig, {"hidden_act": "relu", "position_embedding_type": "relative_key", "max_position_embeddings": 2},
-     ["hidden_act", "integer form", "position_embedding_type", "max_position_embeddings: got 2"]),
+    (IBertConfig, {"hidden_act": "relu", "position_embedding_type": "relative_key"},
+     ["hidden_act: got 'relu', expected one of 'gelu'", "position_embedding_type: got 'relative_key'"]),
+    (IBertConfig, {"max_position_embeddings": 2}, ["max_position_embeddings: got 2"]),
     (IBertConfig, {"force_dequant": "all", "quant_mode": "yes"}, ["quant_mode: got 'yes'", "force_dequant: got 'all'"]),
     (YosoConfig, {"conv_window": 4, "hash_code_len": 60}, ["conv_window: got 4", "hash_code_len: got 60"]),
     (YosoConfig, {"hash_seed": -1, "num_hash": 0}, ["num_hash: got 0", "hash_seed: got -1"]),

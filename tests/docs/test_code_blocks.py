@@ -69,7 +69,7 @@ def _anchors(page: Path) -> set[str]:
 
 def _links() -> list:
     return [pytest.param(page, target, id=f"{_name(page)}:{target}")
-            for page in (*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")))
+            for page in (*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "docs/examples/README.md")))
             for target in dict.fromkeys(re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")))
             if not target.startswith(("http:", "https:", "mailto:"))]
 
