@@ -57,6 +57,18 @@ class Block(keras.layers.Layer):
         """A variable of the policy's variable dtype; the model gives it its value."""
         return self.add_weight(name=name, shape=shape, initializer="zeros", trainable=trainable, autocast=False)
 
+    def replace(self, name: str, value: keras.Variable | Block) -> None:
+        """Put another variable or layer in the place of one.
+
+        Keras by itself would go on training and saving the old one too; `del` would collect garbage each time.
+        """
+        old = getattr(self, name)
+        if isinstance(old, keras.Variable):
+            self._untrack_variable(old)
+        else:
+            self._tracker.untrack(old)
+        setattr(self, name, value)
+
 
 class Dense(Block):
     """A linear layer.
@@ -335,10 +347,8 @@ def merge_heads(x_BNLD: tf.Tensor) -> tf.Tensor:
 
 def replace_weight(owner: Block, name: str, value: np.ndarray) -> keras.Variable:
     """Put a new variable, of the shape of `value`, in the place of one of a block's."""
-    old = getattr(owner, name)
-    delattr(owner, name)
-    variable = owner.add_weight(name=name, shape=value.shape, initializer="zeros", trainable=old.trainable, autocast=False)
-    setattr(owner, name, variable)
+    variable = owner.variable(name, value.shape, trainable=getattr(owner, name).trainable)
+    owner.replace(name, variable)
     variable.assign(value)
     return variable
 
@@ -349,12 +359,6 @@ def keep_rows(layer: Dense, index: np.ndarray, dim: int = 0) -> None:
     # The bias too where it stays the same: Keras's files know a layer's variables by the order of their making.
     bias = np.asarray(layer.bias)
     replace_weight(layer, "bias", bias[index] if dim == 0 else bias)
-
-
-def replace_layer(owner: Block, name: str, layer: Block) -> None:
-    """Put another layer in the place of one of a block's; Keras by itself would go on training the old one too."""
-    owner._tracker.untrack(getattr(owner, name))
-    setattr(owner, name, layer)
 
 
 class Pooler(Block):

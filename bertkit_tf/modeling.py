@@ -22,7 +22,7 @@ from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_a
 from bertkit.core.outputs import ModelOutput
 from bertkit.core.spec import Param, Variant, no_head
 from bertkit_tf import state
-from bertkit_tf.layers import Block, dtype_policy, random_seed, replace_layer, seeded
+from bertkit_tf.layers import Block, dtype_policy, random_seed, seeded
 
 Model = TypeVar("Model", bound="TFPreTrainedModel")
 
@@ -393,7 +393,7 @@ class TFPreTrainedModel(keras.Model):
 
     def set_input_embeddings(self, value: Block) -> None:
         """Replace the word embeddings; a tied decoder follows."""
-        replace_layer(self.base_model.embeddings, "word_embeddings", value)
+        self.base_model.embeddings.replace("word_embeddings", value)
         self.tie_weights()
 
     def get_output_embeddings(self) -> Block | None:
@@ -406,8 +406,8 @@ class TFPreTrainedModel(keras.Model):
         head = self._language_model_head()
         if head is None:
             raise BertkitError(f"{type(self).__name__} has no output embeddings")
-        replace_layer(head, "decoder", new_embeddings)
-        head.bias = new_embeddings.bias
+        head.replace("decoder", new_embeddings)
+        head.replace("bias", new_embeddings.bias)
 
     def _language_model_head(self) -> Block | None:
         head = getattr(self, "lm_head", None) or getattr(getattr(self, "cls", None), "predictions", None)

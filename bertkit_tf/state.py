@@ -42,8 +42,7 @@ def share_variable(model: Any, param: Param, variable: keras.Variable) -> None:
     """Let a tensor of the spec be a variable that belongs to another layer."""
     owner, leaf = _owner(model, param)
     if getattr(owner, leaf) is not variable:
-        delattr(owner, leaf)
-        setattr(owner, leaf, variable)
+        owner.replace(leaf, variable)
 
 
 def _owner(model: Any, param: Param) -> tuple[Any, str]:

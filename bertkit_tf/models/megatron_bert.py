@@ -307,7 +307,7 @@ class TFMegatronBertForPreTraining(PreTraining, encoder=TFMegatronBertModel, cls
         super().__init__(config, *inputs, add_binary_head=add_binary_head, **kwargs)
 
     def assemble(self, config: MegatronBertConfig, add_binary_head: bool) -> None:
-        super().assemble(config)
+        self.bert = self.make_encoder(config)
         self.cls = PreTrainingHead(config, binary=add_binary_head)
 
     def params(self) -> dict[str, Param]:

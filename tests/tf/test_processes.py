@@ -40,6 +40,7 @@ def test_another_backend_of_keras_is_refused():
     assert "KERAS_BACKEND=tensorflow" in found.stdout, found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["None", "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"])
 def test_replicas_train_as_one_device_does(loss):
     code = f"""

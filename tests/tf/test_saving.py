@@ -71,6 +71,7 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     assert_same(twin.get_weights(), model.get_weights(), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_a_keras_file(tmp_path):
     model, x = make("mobilebert", TASK, dtype="mixed_bfloat16", num_hidden_layers=1), cases.features("mobilebert")
     model.save(tmp_path / "model.keras")

@@ -1,5 +1,7 @@
 """Training with Keras: every way to give a loss, data, callbacks, weights, freezing, and memory."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -136,7 +138,8 @@ def test_weights_of_samples_and_classes():
     assert fit(model, (FEATURES, LABELS), **options)["loss"][0] == pytest.approx((each * weight).sum() / ROWS, rel=1e-5)
     by_class = {0: 1.0, 1: 2.0, 2: 0.5}
     expected = (each * np.vectorize(by_class.get)(LABELS)).sum() / ROWS
-    assert fit(model, (FEATURES, LABELS), class_weight=by_class, batch_size=ROWS)["loss"][0] == pytest.approx(expected, rel=1e-5)
+    found = fit(model, (FEATURES, LABELS), class_weight=by_class, batch_size=ROWS)["loss"][0]
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_callbacks_find_what_they_need(tmp_path):
@@ -219,14 +222,17 @@ def test_every_tensor_of_the_spec_is_tracked_once(variant, task):
 
 @pytest.mark.parametrize(("variant", "task"), CLASSIFIERS)
 def test_a_frozen_encoder_stays_as_it_is(variant, task):
+    """Its parameters: I-BERT's ranges follow what training shows them, as they do in PyTorch."""
     model = make(variant, task)
+    parameters = model.base_model.trainable_variables
     assert model.base_model is getattr(model, model.base_model_prefix)
     model.base_model.trainable = False
     head = [v.path for v in model.trainable_variables]
-    frozen, free = [v.numpy() for v in model.base_model.variables], [v.numpy() for v in model.trainable_variables]
+    frozen = [v.numpy() for v in parameters]
+    free = [v.numpy() for v in model.trainable_variables]
     model.compile(keras.optimizers.SGD(0.5), run_eagerly=True)
     fit(model, (everything(variant, task),))
-    assert_same([v.numpy() for v in model.base_model.variables], frozen)
+    assert_same([v.numpy() for v in parameters], frozen)
     assert 2 <= len(head) <= 4 and all(np.any(v.numpy() != old) for v, old in zip(model.trainable_variables, free, strict=True))
     model.base_model.trainable = True
     assert len(model.trainable_variables) > len(head)
@@ -266,7 +272,8 @@ def test_checkpointing_drops_the_same_features_again(variant, compiled, monkeypa
         model = make(variant, num_hidden_layers=1, **DROPOUT)
         model.gradient_checkpointing_enable()
         assert model.is_gradient_checkpointing
-        call = tf.function(lambda x, model=model: gradients(model, x)) if compiled else lambda x, model=model: gradients(model, x)
+        call = functools.partial(gradients, model)
+        call = tf.function(call) if compiled else call
         keras.utils.set_random_seed(3)
         found.append(call({name: tf.constant(value) for name, value in cases.features(variant).items()}))
     assert_same(found[0], found[1], 1e-6)
