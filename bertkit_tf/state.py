@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from bertkit.core.checkpoint import LazyTensor, RawTensor
 
+from bertkit.core.checkpoint import LazyTensor, RawTensor
 from bertkit.core.spec import Param
 
 LEAVES = {
