@@ -17,10 +17,7 @@ CASES = [case for case in golden_cases("torch") if not runner.is_transformers_bu
 @pytest.mark.parametrize("side", [torch_side, tf_side], ids=["torch", "tf"])
 def test_equals_transformers(side, case):
     outputs, gradients, state = side.run_case(case)
-    errors = output_errors(case, outputs)
-    if case.variant == "yoso":
-        # transformers gives the contexts in the place of attention weights
-        errors = {name: error for name, error in errors.items() if not name.startswith("attentions.")}
+    errors = runner.compared_outputs(case, output_errors(case, outputs))
     assert max(errors.values()) <= TOLERANCE, worst(errors)
     if case.gradients:
         errors = gradient_errors(case, gradients)

@@ -165,6 +165,12 @@ def test_ends():
     assert model.generate(ids).shape == (3, 24)
 
 
+def test_a_decoder_that_sees_everything_is_told_of():
+    with pytest.warns(UserWarning, match="without is_decoder=True"):
+        decoder(is_decoder=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*without is_decoder")
 @pytest.mark.parametrize("changes", [{}, {"is_decoder": False}], ids=["decoder", "encoder"])
 def test_one_error_for_all_bad_settings(changes):
     ids = features("megatron-bert", length=4)["input_ids"]
