@@ -20,6 +20,7 @@ from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_about
 from bertkit.core.spec import Param, Variant, no_head
+from bertkit.core.surgery import common_part, plan_pruning, resized_vocabulary
 from bertkit.outputs import ModelOutput
 
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -249,19 +250,14 @@ class PreTrainedModel(nn.Module):
         Raises:
             ConfigError: for a number that leaves no words, or not the padding token.
         """
-        rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
-        lowest = 1 + max(0, self.config.pad_token_id or 0)
-        if rows < lowest:
-            raise ConfigError(f"new_num_tokens: got {rows}, expected at least {lowest} (pad_token_id must stay)")
-        if pad_to_multiple_of:
-            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        rows = resized_vocabulary(self.config, new_num_tokens, pad_to_multiple_of)
         old = {p.name: p for p in self.params().values() if p.stored}
         self.config.vocab_size = rows
         random = np.random.default_rng(int(torch.randint(2**62, (), device="cpu")))
         for name, param in ((n, p) for n, p in self.params().items() if p.stored and p.shape != old[n].shape):
             tensor = state.get_tensor(self, name)
             fresh = state.from_numpy(initial_value(param, self.config, random), like=tensor)
-            common = tuple(slice(min(a, b)) for a, b in zip(param.shape, old[name].shape, strict=True))
+            common = common_part(old[name].shape, param.shape)
             with torch.no_grad():
                 fresh[common] = tensor[common]
             state.set_tensor(self, name, fresh)
@@ -282,14 +278,10 @@ class PreTrainedModel(nn.Module):
         Raises:
             ConfigError: for layers or heads that do not exist, or a layer that would have none left.
         """
-        wanted = {layer: sorted({*heads, *self.config.pruned_heads.get(layer, ())}) for layer, heads in heads_to_prune.items()}
-        pruned = {**self.config.pruned_heads, **wanted}
-        type(self.config).from_dict({**self.config.to_dict(), "pruned_heads": pruned})
-        for layer, heads in wanted.items():
-            before = [h for h in range(self.config.num_attention_heads) if h not in self.config.pruned_heads.get(layer, ())]
-            kept = [place for place, head in enumerate(before) if head not in heads]
+        pruned, kept = plan_pruning(self.config, heads_to_prune)
+        for layer, heads in kept.items():
             for attention in self.base_model.encoder.layer[layer].attentions():
-                attention.keep_heads(kept)
+                attention.keep_heads(heads)
         self.config.pruned_heads = pruned
 
     # -- memory ---------------------------------------------------------------------------------------------

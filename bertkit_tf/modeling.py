@@ -21,6 +21,7 @@ from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_about
 from bertkit.core.outputs import ModelOutput
 from bertkit.core.spec import Param, Variant, no_head
+from bertkit.core.surgery import common_part, plan_pruning, resized_vocabulary
 from bertkit_tf import state
 from bertkit_tf.layers import Block, dtype_policy, random_seed, seeded
 
@@ -429,19 +430,14 @@ class TFPreTrainedModel(keras.Model):
         Raises:
             ConfigError: for a number that leaves no words, or not the padding token.
         """
-        rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
-        lowest = 1 + max(0, self.config.pad_token_id or 0)
-        if rows < lowest:
-            raise ConfigError(f"new_num_tokens: got {rows}, expected at least {lowest} (pad_token_id must stay)")
-        if pad_to_multiple_of:
-            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        rows = resized_vocabulary(self.config, new_num_tokens, pad_to_multiple_of)
         old = {p.name: p for p in self.params().values() if p.stored}
         self.config.vocab_size = rows
         random = np.random.default_rng(random_seed().numpy().tolist())
         for name, param in ((n, p) for n, p in self.params().items() if p.stored and p.shape != old[n].shape):
             before = state.to_disk(param, np.asarray(state.get_variable(self, param).value))
             fresh = initial_value(param, self.config, random).astype(before.dtype)
-            common = tuple(slice(min(a, b)) for a, b in zip(param.shape, old[name].shape, strict=True))
+            common = common_part(old[name].shape, param.shape)
             fresh[common] = before[common]
             state.set_value(self, param, fresh)
         self.tie_weights()
@@ -457,14 +453,10 @@ class TFPreTrainedModel(keras.Model):
         Raises:
             ConfigError: for layers or heads that do not exist, or a layer that would have none left.
         """
-        wanted = {layer: sorted({*heads, *self.config.pruned_heads.get(layer, ())}) for layer, heads in heads_to_prune.items()}
-        pruned = {**self.config.pruned_heads, **wanted}
-        type(self.config).from_dict({**self.config.to_dict(), "pruned_heads": pruned})
-        for layer, heads in wanted.items():
-            before = [h for h in range(self.config.num_attention_heads) if h not in self.config.pruned_heads.get(layer, ())]
-            kept = [place for place, head in enumerate(before) if head not in heads]
+        pruned, kept = plan_pruning(self.config, heads_to_prune)
+        for layer, heads in kept.items():
             for attention in self.base_model.encoder.layer[layer].attentions():
-                attention.keep_heads(kept)
+                attention.keep_heads(heads)
         self.config.pruned_heads = pruned
 
     # -- memory ---------------------------------------------------------------------------------------------
