@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -47,7 +47,13 @@ def unpack_inputs(call: Callable[..., Any]) -> Callable[..., Any]:
     return unpacked
 
 
-def collect_inputs(names: list[str], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+@cache
+def argument_names(model_class: type) -> tuple[str, ...]:
+    """Names of what a model's `call` takes, in documented order."""
+    return tuple(name for name in inspect.signature(model_class.call).parameters if name != "self")
+
+
+def collect_inputs(names: Sequence[str], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All inputs of a call by name, however they were passed.
 
     Raises:
@@ -139,7 +145,7 @@ class TFPreTrainedModel(keras.Model):
 
     # -- calling --------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        names = [name for name in inspect.signature(type(self).call).parameters if name != "self"]
+        names = argument_names(type(self))
         inputs = collect_inputs(names, args, kwargs)
         options = {name: inputs.pop(name) for name in FLAGS if name in inputs}
         unknown = [name for name in inputs if name not in names and name not in self.input_aliases]
@@ -344,8 +350,7 @@ class TFPreTrainedModel(keras.Model):
         """The inputs of a batch by name, however they came."""
         if isinstance(x, Mapping):
             return dict(x)
-        names = [name for name in inspect.signature(type(self).call).parameters if name != "self"]
-        return dict(zip(names, x if isinstance(x, (list, tuple)) else (x,), strict=False))
+        return dict(zip(argument_names(type(self)), x if isinstance(x, (list, tuple)) else (x,), strict=False))
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Under `tf.distribute` Keras shows the mean of a batch over the replicas, where ids are no integers any more."""
