@@ -1,15 +1,18 @@
 """Checkpoint directories: what is written is read back, in one step or not at all, and hostile files are refused."""
 
 import argparse
+import contextlib
 import errno
 import json
 import os
 import pickle
 import resource
 import signal
+import tempfile
 import weakref
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,16 +276,30 @@ def test_target_is_a_file(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_target_is_read_only(tmp_path):
-    write_checkpoint(tmp_path, OLD)
-    tmp_path.chmod(0o500)
+@contextlib.contextmanager
+def nobody():
+    """Act as a user without rights where the tests run as root, who may write everywhere."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
     try:
-        with pytest.raises(CheckpointError, match="may not write there"):
-            write_checkpoint(tmp_path, NEW)
+        yield
     finally:
-        tmp_path.chmod(0o700)
-    check_content(tmp_path, OLD)
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_target_is_read_only():
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own folders are closed to others
+        write_checkpoint(directory, OLD)
+        os.chmod(directory, 0o555)
+        try:
+            with nobody(), pytest.raises(CheckpointError, match="may not write there"):
+                write_checkpoint(directory, NEW)
+        finally:
+            os.chmod(directory, 0o700)
+        check_content(Path(directory), OLD)
 
 
 @pytest.mark.parametrize("before", ["5GB", 1700])
