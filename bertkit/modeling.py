@@ -360,6 +360,10 @@ class EncoderModel(PreTrainedModel):
             InputError: listing every problem.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
+        others = [f"{name}: got {type(value).__name__}, expected a torch.Tensor" for name, value in given.items()
+                  if not isinstance(value, Tensor)]
+        if others:
+            raise InputError("the model's inputs do not fit", others, 'A tokenizer gives tensors with return_tensors="pt".')
         wrong = [f"{name}: got {value.dtype}, expected an integer dtype" for name, value in given.items()
                  if name.endswith("_ids") and (value.is_floating_point() or value.dtype == torch.bool)]
         wrong += [f"{name}: got {value.dtype}, expected a floating-point dtype" for name, value in given.items()

@@ -16,6 +16,8 @@ IDS = torch.full((3, 9), 5)
 
 BAD = {
     "rank": ({"input_ids": IDS[0]}, [r"input_ids: got shape \[9\], expected 2 dimensions"]),
+    "lists": ({"input_ids": IDS.tolist(), "attention_mask": IDS.numpy()},
+              ["input_ids: got list, expected a torch.Tensor", "attention_mask: got ndarray, expected a torch.Tensor"]),
     "float ids": ({"input_ids": IDS.float()}, ["input_ids: got torch.float32, expected an integer dtype"]),
     "bool ids": ({"input_ids": IDS.bool()}, ["input_ids: got torch.bool, expected an integer dtype"]),
     "too large": ({"input_ids": IDS + 56}, ["input_ids: got values from 61 to 61, expected 0 to 60"]),
