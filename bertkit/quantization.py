@@ -242,7 +242,7 @@ class QuantLinear(nn.Linear):
         super().__init__(inputs, outputs)
         self.quant_mode, self.compat = quant_mode, compat
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Quantised:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor | Quantised:
         """Multiply by the weights.
 
         Args:
@@ -250,13 +250,14 @@ class QuantLinear(nn.Linear):
             scale: its scale [1]; None only without `quant_mode`.
 
         Returns:
-            [..., outputs] and its scale [outputs], None without `quant_mode`.
+            [..., outputs] and its scale [outputs]; without `quant_mode` the value alone, as of any linear layer, so
+            that what wraps linear layers can wrap this one. `apply_linear` gives a pair either way.
 
         Raises:
             InputError: when a quantised layer gets an input without a scale or with one per feature.
         """
         if not self.quant_mode:
-            return super().forward(x), None
+            return super().forward(x)
         if scale is None or scale.numel() != 1:
             got = "none" if scale is None else f"shape {list(scale.shape)}"
             raise InputError(f"QuantLinear: got {got} for the input's scale, expected one number",
@@ -271,6 +272,11 @@ class QuantLinear(nn.Linear):
                 quantise(bias, output_scale, constants.BIAS_BITS),
             )
         return accumulated * output_scale, output_scale
+
+
+def apply_linear(layer: nn.Linear, x: Tensor, scale: Tensor | None) -> Quantised:
+    """A linear layer's value and its scale, None where the input has none."""
+    return (layer(x), None) if scale is None else layer(x, scale)
 
 
 class IntGELU(nn.Module):

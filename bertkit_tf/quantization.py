@@ -257,7 +257,7 @@ class QuantLinear(Dense):
         super().__init__(inputs, outputs)
         self.quant_mode, self.compat = quant_mode, compat
 
-    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None) -> Quantised:
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None) -> tf.Tensor | Quantised:
         """Multiply by the weights.
 
         Args:
@@ -265,13 +265,14 @@ class QuantLinear(Dense):
             scale: its scale [1]; None only without `quant_mode`.
 
         Returns:
-            [..., outputs] and its scale [outputs], None without `quant_mode`.
+            [..., outputs] and its scale [outputs]; without `quant_mode` the value alone, as of any linear layer, so
+            that what wraps linear layers can wrap this one. `apply_linear` gives a pair either way.
 
         Raises:
             InputError: when a quantised layer gets an input without a scale or with one per feature.
         """
         if not self.quant_mode:
-            return super().call(x), None
+            return super().call(x)
         if scale is None or scale.shape.num_elements() != 1:
             got = "none" if scale is None else f"shape {list(scale.shape)}"
             raise InputError(f"QuantLinear: got {got} for the input's scale, expected one number",
@@ -284,6 +285,11 @@ class QuantLinear(Dense):
             quantise(weight, weight_scale, constants.WEIGHT_BITS),
         ) + quantise(bias, output_scale, constants.BIAS_BITS)
         return accumulated * output_scale, output_scale
+
+
+def apply_linear(layer: Dense, x: tf.Tensor, scale: tf.Tensor | None) -> Quantised:
+    """A linear layer's value and its scale, None where the input has none."""
+    return (layer(x), None) if scale is None else layer(x, scale)
 
 
 class IntGELU(Block):

@@ -22,6 +22,7 @@ from bertkit.quantization import (
     QuantEmbedding,
     Quantised,
     QuantLinear,
+    apply_linear,
     check_calibrated,
     full_precision,
     learning_once,
@@ -89,9 +90,9 @@ class IBertSelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, scale: Tensor | None, bias: Tensor | None, head_mask: Tensor | None,
                 want_probabilities: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        query, query_scale = self.query_activation(*self.query(hidden, scale))
-        key, key_scale = self.key_activation(*self.key(hidden, scale))
-        value, value_scale = self.value_activation(*self.value(hidden, scale))
+        query, query_scale = self.query_activation(*apply_linear(self.query, hidden, scale))
+        key, key_scale = self.key_activation(*apply_linear(self.key, hidden, scale))
+        value, value_scale = self.value_activation(*apply_linear(self.value, hidden, scale))
         query_BNLD, key_BNSD, value_BNSD = (split_heads(x, self.head_size) for x in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         if not self.quant_mode:
@@ -128,7 +129,7 @@ class IBertOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, scale: Tensor | None, stream: Tensor, stream_scale: Tensor | None) -> Quantised:
-        hidden, scale = self.dense(hidden, scale)
+        hidden, scale = apply_linear(self.dense, hidden, scale)
         total = self.ln_input_act(self.dropout(hidden), scale, stream, stream_scale)
         return self.output_activation(*self.LayerNorm(*total))
 
@@ -163,7 +164,7 @@ class IBertIntermediate(nn.Module):
         self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
 
     def forward(self, hidden: Tensor, scale: Tensor | None) -> Quantised:
-        return self.output_activation(*self.act(*self.dense(hidden, scale)))
+        return self.output_activation(*self.act(*apply_linear(self.dense, hidden, scale)))
 
 
 class IBertLayer(nn.Module):

@@ -21,6 +21,7 @@ from bertkit_tf.quantization import (
     QuantEmbedding,
     Quantised,
     QuantLinear,
+    apply_linear,
     check_calibrated,
     learning_once,
 )
@@ -87,9 +88,9 @@ class IBertSelfAttention(Block):
 
     def call(self, hidden: tf.Tensor, scale: tf.Tensor | None, bias: tf.Tensor | None, head_mask: tf.Tensor | None,
              want_probabilities: bool, training: bool | None) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
-        query, query_scale = self.query_activation(*self.query(hidden, scale), training=training)
-        key, key_scale = self.key_activation(*self.key(hidden, scale), training=training)
-        value, value_scale = self.value_activation(*self.value(hidden, scale), training=training)
+        query, query_scale = self.query_activation(*apply_linear(self.query, hidden, scale), training=training)
+        key, key_scale = self.key_activation(*apply_linear(self.key, hidden, scale), training=training)
+        value, value_scale = self.value_activation(*apply_linear(self.value, hidden, scale), training=training)
         query_BNLD, key_BNSD, value_BNSD = (split_heads(x, self.head_size) for x in (query, key, value))
         if not self.quant_mode:
             if training and self.observes_softmax:
@@ -127,7 +128,7 @@ class IBertOutput(Block):
 
     def call(self, hidden: tf.Tensor, scale: tf.Tensor | None, stream: tf.Tensor, stream_scale: tf.Tensor | None,
              training: bool | None) -> Quantised:
-        hidden, scale = self.dense(hidden, scale)
+        hidden, scale = apply_linear(self.dense, hidden, scale)
         total = self.ln_input_act(self.dropout(hidden, training), scale, stream, stream_scale, training)
         return self.output_activation(*self.LayerNorm(*total, training=training), training=training)
 
@@ -163,7 +164,7 @@ class IBertIntermediate(Block):
         self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
 
     def call(self, hidden: tf.Tensor, scale: tf.Tensor | None, training: bool | None) -> Quantised:
-        return self.output_activation(*self.act(*self.dense(hidden, scale)), training=training)
+        return self.output_activation(*self.act(*apply_linear(self.dense, hidden, scale)), training=training)
 
 
 class IBertLayer(Block):

@@ -94,3 +94,27 @@ def test_every_public_name_is_there():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = bertkit.Nothing
     assert features("yoso")["input_ids"].shape == (cases.BATCH, cases.LENGTH)
+
+
+class Wrapped(torch.nn.Module):
+    """A linear layer inside another module, as adapters for fine-tuning wrap it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base
+
+    def forward(self, x, *args, **kwargs):
+        result = self.base_layer(x, *args, **kwargs)
+        return result.to(result.dtype)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_linear_layers_can_be_wrapped(variant):
+    model, inputs = make(variant, "ForSequenceClassification"), features(variant)
+    expected = model(**inputs).logits
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layer." in name]
+    for name in linear:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, Wrapped(model.get_submodule(name)))
+    assert len(linear) >= 12
+    torch.testing.assert_close(model(**inputs).logits, expected)
