@@ -18,7 +18,7 @@ from bertkit.core.errors import BertkitError, ConfigError, InputError
 from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
-from bertkit.core.loading import LoadPlan, check_overrides, plan_loading, warn_about
+from bertkit.core.loading import LoadPlan, check_overrides, check_saved, plan_loading, warn_about
 from bertkit.core.spec import Param, Variant, no_head
 from bertkit.core.surgery import common_part, plan_pruning, resized_vocabulary
 from bertkit.outputs import ModelOutput
@@ -198,12 +198,14 @@ class PreTrainedModel(nn.Module):
             max_shard_size: largest weights file, in bytes or as "2GB"; larger models are split, with an index.
 
         Raises:
-            CheckpointError: when the target cannot be written.
+            CheckpointError: when the target cannot be written, or the model has tensors that no checkpoint names.
         """
         config = type(self.config).from_dict(self.config.to_dict())
         config.architectures = [type(self).__name__]
         config.torch_dtype = str(self.dtype).removeprefix("torch.")
-        tensors = state.lazy_tensors(self, self.params())
+        params = self.params()
+        check_saved(type(self).__name__, params, self.state_dict())
+        tensors = state.lazy_tensors(self, params)
         write_checkpoint(save_directory, tensors, max_shard_size=max_shard_size,
                          extra_files={CONFIG_NAME: config.to_json_string()})
 

@@ -85,6 +85,12 @@ def tie(model: Any, params: Mapping[str, Param]) -> None:
             share_variable(model, param, get_variable(model, params[param.tied_to]))
 
 
+def held_names(model: Any, params: Mapping[str, Param]) -> list[str]:
+    """Names of all that the model holds: canonical where the spec has one, else Keras's path."""
+    names = {id(get_variable(model, param)): name for name, param in params.items() if param.stored}
+    return [names.get(id(variable), variable.path) for variable in model.weights]
+
+
 def lazy_tensors(model: Any, params: Mapping[str, Param]) -> dict[str, LazyTensor]:
     """What a checkpoint of the model holds: each stored tensor once, read when it is written."""
     return {name: _lazy(param, get_variable(model, param)) for name, param in params.items() if param.stored}

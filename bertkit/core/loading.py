@@ -117,6 +117,25 @@ def plan_loading(
     return plan
 
 
+def check_saved(class_name: str, params: Mapping[str, Param], held: Iterable[str]) -> None:
+    """Refuse to write a model that holds other tensors than its weight spec says: a checkpoint would lose them.
+
+    Args:
+        class_name: the model's class, for the message.
+        params: the weight spec.
+        held: names of the tensors that the model holds.
+
+    Raises:
+        CheckpointError: naming what is too much and what is not there.
+    """
+    held = {*held}
+    problems = [f"not in the weight spec: {name}" for name in sorted(held - {*params})]
+    problems += [f"not in the model: {name}" for name, param in params.items() if param.stored and name not in held]
+    if problems:
+        raise CheckpointError(f"{class_name} was changed and cannot be saved as one", problems,
+                              "Save its state_dict (PyTorch) or weights (Keras), or the adapter by its own library.")
+
+
 def warn_about(plan: LoadPlan, class_name: str, where: str) -> None:
     """One warning for everything that a user should know after loading."""
     lines = []

@@ -162,3 +162,12 @@ def test_a_checkpoint_of_another_size_is_one_error(tmp_path):
     with pytest.warns(UserWarning, match="word_embeddings"):
         model = model_class("yoso").from_pretrained(tmp_path, vocab_size=100, ignore_mismatched_sizes=True)
     assert model.get_input_embeddings().embeddings.shape[0] == 100
+
+
+def test_a_changed_model_is_not_saved_in_part(tmp_path):
+    model = make("yoso", "Model", num_hidden_layers=1)
+    model.compile("adam", "mse", metrics=["mae"])
+    model.save_pretrained(tmp_path)
+    model.mine = bertkit_tf.layers.Dense(2, 2)
+    with pytest.raises(CheckpointError, match="not in the weight spec: dense"):
+        model.save_pretrained(tmp_path)

@@ -275,3 +275,16 @@ def test_devices(variant, tmp_path):
     with torch.device("meta"):
         skeleton = model_class(variant)(cases.config(variant))
     assert all(t.is_meta for t in skeleton.state_dict().values())
+
+
+def test_a_changed_model_is_not_saved_in_part(tmp_path):
+    model = make("yoso", "Model")
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model.mine = torch.nn.Linear(2, 2)
+    model.encoder.layer[0].attention.output.dense = torch.nn.Sequential(model.encoder.layer[0].attention.output.dense)
+    with pytest.raises(CheckpointError) as caught:
+        model.save_pretrained(tmp_path)
+    for part in ("not in the weight spec: mine.weight", "not in the model: encoder.layer.0.attention.output.dense.weight"):
+        assert part in str(caught.value)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
