@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.convert.rules import RenamedCheckpoint
+from bertkit.convert.old_rules import RenamedCheckpoint
 from bertkit.convert.source import Source, open_source, params_of, task_of, unknown_tensors
 from bertkit.convert.warm_start import SOURCES, warm_start
 from bertkit.core.checkpoint import LazyTensor, write_checkpoint

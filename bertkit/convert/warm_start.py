@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.convert.rules import (
+from bertkit.convert.old_rules import (
     RenamedCheckpoint,
     Row,
     Rows,

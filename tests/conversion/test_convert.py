@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bertkit.convert import convert
-from bertkit.convert.rules import rename
+from bertkit.convert.old_rules import rename
 from bertkit.core.checkpoint import open_checkpoint
 from bertkit.core.errors import CheckpointError, ConfigError
 from tests import cases

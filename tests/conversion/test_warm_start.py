@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bertkit.convert import convert
-from bertkit.convert.rules import inverted
+from bertkit.convert.old_rules import inverted
 from bertkit.convert.warm_start import BERT_ONLY, HEADS, SOURCES, TARGETS, names_table
 from bertkit.core.checkpoint import open_checkpoint
 from bertkit.core.errors import CheckpointError, ConfigError
