@@ -19,9 +19,9 @@ from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, check_overrides, check_saved, plan_loading, warn_about
-from bertkit.core.spec import Param, Variant, no_head
+from bertkit.core.outputs import OutputChoices
+from bertkit.core.spec import Param, Variant
 from bertkit.core.surgery import common_part, plan_pruning, resized_vocabulary
-from bertkit.outputs import ModelOutput
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -334,7 +334,7 @@ class PreTrainedModel(nn.Module):
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
 
-class EncoderModel(PreTrainedModel):
+class EncoderModel(OutputChoices, PreTrainedModel):
     """Template of the bare encoders: embeddings, layers and an optional pooler."""
 
     def __init__(self, config: PretrainedConfig, add_pooling_layer: bool = True) -> None:
@@ -384,23 +384,6 @@ class EncoderModel(PreTrainedModel):
         return {"input_ids": tables.word_embeddings.weight.shape[0],
                 "token_type_ids": tables.token_type_embeddings.weight.shape[0],
                 "position_ids": tables.position_embeddings.weight.shape[0]}
-
-    def flags(self, output_attentions: bool | None, output_hidden_states: bool | None) -> dict[str, bool]:
-        """What a call wants beside its result, the configuration filling in what the call leaves open."""
-        config = self.config
-        return {
-            "output_attentions": config.output_attentions if output_attentions is None else output_attentions,
-            "output_hidden_states": config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-        }
-
-    def finish(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        """The output as the caller wants it: by name, or as a tuple that keeps the pooler's place."""
-        if self.config.return_dict if return_dict is None else return_dict:
-            return output
-        if self.variant.pooler is no_head:
-            return output.to_tuple()
-        rest = [value for name, value in output.items() if name not in ("last_hidden_state", "pooler_output")]
-        return (output.last_hidden_state, output.pooler_output, *rest)
 
 
 class LayerStack(nn.Module):

@@ -15,7 +15,7 @@ class PredictionTransform(Block):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.dense = Dense(config.hidden_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
+        self.act = activation(getattr(config, "head_act", None) or config.hidden_act)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def call(self, hidden: tf.Tensor) -> tf.Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import field
 from functools import partial
+from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
+    ACTIVATION,
+    NONE,
     Activation,
     Count,
     Flag,
@@ -42,7 +47,7 @@ class MegatronBertConfig(PretrainedConfig):
         num_hidden_layers: number of encoder layers.
         num_attention_heads: heads of each layer; divides `hidden_size`.
         intermediate_size: inner width of the feed-forward networks.
-        hidden_act: activation of the feed-forward networks and of the language-model head.
+        hidden_act: activation of the feed-forward networks, and of the language-model head unless `head_act` is set.
         hidden_dropout_prob: dropout of the linear layers' outputs.
         attention_probs_dropout_prob: dropout of the attention probabilities.
         max_position_embeddings: longest sequence that the position table covers.
@@ -52,6 +57,9 @@ class MegatronBertConfig(PretrainedConfig):
         pad_token_id: id of the padding token.
         position_embedding_type: "absolute", "relative_key" or "relative_key_query".
         use_cache: whether a decoder gives its keys and values.
+        head_act: activation of the language-model head, where it differs from the layers'; None takes `hidden_act`.
+            Megatron-LM trains with the tanh form of GELU in its layers and the erf form in its head.
+            (keyword only; not in transformers)
         **kwargs: the fields of `PretrainedConfig`, and any other key.
 
     Raises:
@@ -83,6 +91,7 @@ class MegatronBertConfig(PretrainedConfig):
     pad_token_id: TokenId = 0
     position_embedding_type: PositionEmbedding = "absolute"
     use_cache: Flag = True
+    head_act: Annotated[str | Callable | None, ACTIVATION | NONE] = field(default=None, kw_only=True)
 
 
 def _attention(config: MegatronBertConfig, layer: int) -> Params:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any, ClassVar
 
+from bertkit.core.spec import Variant, no_head
+
 
 class ModelOutput(dict):
     """What a model call gives: fields by name (`output.logits`), by key (`output["logits"]`) or by place (`output[0]`).
@@ -54,6 +56,30 @@ class ModelOutput(dict):
 
 def _rebuild(cls: type[ModelOutput], fields: dict[str, Any]) -> ModelOutput:
     return cls(**fields)
+
+
+class OutputChoices:
+    """What an encoder decides about its outputs: which ones a call wants, and in which form. A part of both trees."""
+
+    config: Any
+    variant: Variant
+
+    def flags(self, output_attentions: bool | None, output_hidden_states: bool | None) -> dict[str, bool]:
+        """What a call wants beside its result, the configuration filling in what the call leaves open."""
+        config = self.config
+        return {
+            "output_attentions": config.output_attentions if output_attentions is None else output_attentions,
+            "output_hidden_states": config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        }
+
+    def finish(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        """The output as the caller wants it: by name, or as a tuple that keeps the pooler's place."""
+        if self.config.return_dict if return_dict is None else return_dict:
+            return output
+        if self.variant.pooler is no_head:
+            return output.to_tuple()
+        rest = [value for name, value in output.items() if name not in ("last_hidden_state", "pooler_output")]
+        return (output.last_hidden_state, output.pooler_output, *rest)
 
 
 class BaseModelOutputWithCrossAttentions(ModelOutput):

@@ -22,6 +22,7 @@ SWITCHES = [
     ("ibert", "ForSequenceClassification", {"problem_type": "multi_label_classification"}),
     ("yoso", "ForSequenceClassification", {"num_labels": 1}),
     ("megatron-bert", "ForMaskedLM", {"pruned_heads": {0: [1, 2]}}),
+    ("megatron-bert", "ForPreTraining", {"hidden_act": "gelu_new", "head_act": "gelu", "layer_norm_eps": 1e-5}),
     ("mobilebert", "ForMaskedLM", {"pruned_heads": {1: [0]}}),
     ("yoso", "ForMaskedLM", {"pruned_heads": {1: [0]}, "conv_window": 3, "use_expectation": False, "hash_seed": 1}),
 ]
@@ -78,6 +79,14 @@ def test_same_numbers_and_files(variant, task, changes, tmp_path):
     gradients = {name: value for name, value in gradients.items() if name in gradients_tf or np.any(value)}
     check(gradients_tf, gradients, GRADIENT_TOLERANCE)
     check(tf_side.step(second, RATE, gradients_tf), torch_side.step(first, RATE), GRADIENT_TOLERANCE)
+
+
+def test_the_head_has_an_activation_of_its_own(tmp_path):
+    inputs, logits = inputs_for("megatron-bert", "ForMaskedLM", {}), {}
+    for act in (None, "gelu", "relu"):
+        first, _ = pair("megatron-bert", "ForMaskedLM", {"hidden_act": "gelu", "head_act": act}, tmp_path / str(act))
+        logits[act] = torch_side.run(first, inputs)[0]["logits"]
+    assert np.array_equal(logits[None], logits["gelu"]) and not np.allclose(logits[None], logits["relu"], atol=1e-3)
 
 
 @pytest.mark.parametrize(("variant", "task", "changes"), SWITCHES, ids=cases.name_of)
