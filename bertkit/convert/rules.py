@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -157,20 +157,28 @@ def filled(template: str, numbers: Mapping[str, int]) -> str:
 
 
 # -- the engine ---------------------------------------------------------------------------------------------------------
+class Change(NamedTuple):
+    """What happened to some tensors: the name of the operation, their names before and after."""
+
+    operation: str
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+
+
 @dataclass
 class Translation:
     """Tensors under other names.
 
     Args:
         tensors: by their new names.
-        changes: for each operation, lines `old -> new` of what it did; tensors that kept their name are not listed.
+        changes: what was done; tensors that kept their name are not listed.
         left_out: reason by name of those that the table leaves out on purpose.
         unknown: names that the table does not know.
         problems: groups that lack a tensor, or whose tensors do not go together.
     """
 
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
-    changes: dict[str, list[str]] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -205,7 +213,7 @@ def translate(
         >>> made.tensors["encoder.0.weight"]()
         array([1., 1.], dtype=float32)
         >>> made.changes
-        {'renamed': ['layers.0.w -> encoder.0.weight']}
+        [Change(operation='renamed', old=('layers.0.w',), new=('encoder.0.weight',))]
     """
     facts, result = facts or {}, Translation()
     groups: dict[tuple[int, tuple[tuple[str, int], ...]], list[str]] = {}
@@ -236,7 +244,7 @@ def translate(
         result.problems += [f"twice: {name}, the second time from {' and '.join(old)}" for name in twice]
         result.tensors |= dict(zip(new, moved, strict=True))
         if old != new:
-            result.changes.setdefault(rule.operation.name, []).append(f"{' + '.join(old)} -> {' + '.join(new)}")
+            result.changes.append(Change(rule.operation.name, tuple(old), tuple(new)))
     return result
 
 
