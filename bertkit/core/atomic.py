@@ -1,10 +1,11 @@
-"""Several files of a directory replaced in one step: all of them, or none."""
+"""Several files of a directory replaced in one step: all of them, or none; and whole directories."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -112,7 +113,7 @@ class StagedFiles:
                 with contextlib.suppress(OSError):
                     os.replace(kept, target) if kept else target.unlink()
             raise
-        self._flush_directory()
+        _flush(self.directory)  # renames survive a power cut once the directory is on the disk
         return list(self._staged)
 
     def _keep(self, target: Path) -> Path | None:
@@ -129,20 +130,8 @@ class StagedFiles:
     def _temporary(self, name: str) -> Path:
         return self.directory / f".{name}.{self._mark}.{len(self._staged) + len(self._kept)}.tmp"
 
-    def _flush_directory(self) -> None:
-        # Renames survive a power cut once the directory is on the disk; not every system lets one say so.
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.directory, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
     def _explained(self, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"cannot write {self.directory}: {error.strerror or error}; what was there before is unchanged",
-            remedy=REMEDIES.get(error.errno or 0, ""),
-        )
+        return _cannot_write(self.directory, error)
 
 
 def write_files(directory: str | os.PathLike[str], files: Mapping[str, str | bytes]) -> list[Path]:
@@ -159,6 +148,66 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, str | byt
         for name, content in files.items():
             staged.write(name, content)
         return staged.commit()
+
+
+@contextlib.contextmanager
+def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new directory that takes the place of `target`, with all that it holds, when the block ends without an error.
+
+    Args:
+        target: where it belongs; what is there before is removed at the end. Whether it may be is up to the caller.
+
+    Raises:
+        CheckpointError: when it cannot be written; the target is then what it was.
+
+    Example:
+        >>> with staged_directory("dir") as made:  # doctest: +SKIP
+        ...     (made / "weights.bin").write_bytes(b"")
+    """
+    target = Path(os.path.abspath(target))
+    mark = uuid.uuid4().hex
+    made, away = (target.parent / f".{target.name}.{mark}.{what}" for what in ("tmp", "old"))
+    absent = [path for path in target.parents if not path.exists()]
+    try:
+        made.mkdir(parents=True)
+        yield made
+        for item in (made, *made.rglob("*")):
+            _flush(item)
+        if os.path.lexists(target):
+            os.replace(target, away)
+        try:
+            os.replace(made, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.replace(away, target)
+            raise
+        _flush(target.parent)
+    except BaseException as error:
+        shutil.rmtree(made, ignore_errors=True)
+        for path in absent:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise _cannot_write(target, error) from error
+        raise
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or directory to the disk, where the system lets one say so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _cannot_write(directory: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write {directory}: {error.strerror or error}; what was there before is unchanged",
+        remedy=REMEDIES.get(error.errno or 0, ""),
+    )
 
 
 def is_plain_name(name: object) -> bool:

@@ -498,7 +498,10 @@ def _write_safetensors(file: BinaryIO, tensors: Mapping[str, LazyTensor], metada
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
+    start = file.tell()
+    # Values go to their places in the order in which they lie in their source, which may be compressed.
+    for name in sorted(order, key=lambda name: tensors[name].position):
+        file.seek(start + header[name]["data_offsets"][0])
         _write_values(file, name, tensors[name])
         if bar is not None:
             bar.update(tensors[name].size)

@@ -65,6 +65,7 @@ class LazyTensor:
         shape: the shape.
         dtype: the dtype in the spelling of safetensors, such as "F32".
         read: gives the values, anew each time.
+        position: where its bytes begin in its source, so that a compressed source can be read in order.
 
     Example:
         >>> LazyTensor((2, 3), "F32", lambda: np.zeros((2, 3), np.float32))().sum()
@@ -74,6 +75,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray | RawTensor]
+    position: int = 0
 
     def __call__(self) -> np.ndarray | RawTensor:
         return self.read()
@@ -143,7 +145,7 @@ def converted(name: str, tensor: LazyTensor, dtype: str) -> LazyTensor:
     """
     if tensor.dtype not in CONVERTIBLE or tensor.dtype == dtype:
         return tensor
-    return LazyTensor(tensor.shape, dtype, lambda: _convert(name, widen(tensor()), dtype))
+    return LazyTensor(tensor.shape, dtype, lambda: _convert(name, widen(tensor()), dtype), tensor.position)
 
 
 def _convert(name: str, values: np.ndarray, dtype: str) -> np.ndarray | RawTensor:
