@@ -1,7 +1,40 @@
-"""The foreign formats by name."""
+"""The foreign formats by name, and which of them a file or directory is."""
 
 from __future__ import annotations
 
-from bertkit.convert.original import Format
+import os
+from pathlib import Path
+
+from bertkit.convert.original import Format, Sample
+from bertkit.convert.source import has_weights
+from bertkit.core.errors import CheckpointError
 
 FORMATS: dict[str, Format] = {format.name: format for format in ()}
+
+OWN = "transformers"
+"""The name for directories of bertkit and transformers: config.json beside their weights."""
+
+
+def find_format(source: str | os.PathLike, name: str | None = None) -> Format | None:
+    """The foreign format of a source; None for a directory of bertkit or transformers, and for a hub id.
+
+    Args:
+        source: a file, a directory or a hub id.
+        name: the format, where the user has named it; other names are model types, of bertkit's own directories.
+
+    Raises:
+        CheckpointError: when the source is of two formats at once.
+    """
+    if name is not None:
+        return FORMATS.get(name) if name != OWN else None
+    path = Path(source)
+    if not path.exists():
+        return None
+    sample = Sample(path)
+    found = [format.name for format in FORMATS.values() if format.recognise(sample)]
+    if has_weights(path):
+        found.append(OWN)
+    if len(found) > 1:
+        raise CheckpointError(f"{path} is of {len(found)} formats at once: {', '.join(found)}",
+                              remedy="Choose one with --from, or give the file or directory of one of them.")
+    return FORMATS.get(found[0]) if found else None

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from bertkit.convert.rules import Translation
 from bertkit.core import pickle_reader
-from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.errors import CheckpointError
 from bertkit.core.spec import Variant
 from bertkit.core.tensors import LazyTensor
 
@@ -152,6 +152,11 @@ class Options:
     pipeline_parallel: int | None = None
     checkpoint_version: int | None = None
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all options."""
+        return [item.name for item in fields(cls)]
+
     @property
     def asked(self) -> list[str]:
         """Names of the options that differ from their defaults."""
@@ -187,14 +192,3 @@ class Format:
     write: Callable[[Original, Options], dict[str, bytes | Write]] | None = None
     reading: tuple[str, ...] = ()
     writing: tuple[str, ...] = ()
-
-    def check(self, options: Options, known: tuple[str, ...]) -> None:
-        """Refuse options that this format does not know.
-
-        Raises:
-            ConfigError: naming each.
-        """
-        strange = [f"{name}: {self.name} does not know it" for name in options.asked if name not in known]
-        if strange:
-            raise ConfigError(f"{self.title} takes other options", strange,
-                              f"It knows: {', '.join(known) or 'none'}.")

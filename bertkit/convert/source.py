@@ -80,7 +80,7 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
     directory = resolve_directory(name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES])
     if directory.is_file():
         raise CheckpointError(f"{directory} is a single file: {_kind_of(directory)}", remedy=EXPECTED)
-    native = any(item.match(pattern) for item in directory.iterdir() for pattern in WEIGHT_FILES)
+    native = has_weights(directory)
     keras = directory / KERAS_FILE
     if not native and not keras.is_file():
         found = sorted(item for item in directory.iterdir() if item.is_file())
@@ -93,6 +93,11 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
     if not isinstance(settings.get("model_type", ""), str):
         raise ConfigError(f"{directory / CONFIG_NAME}: model_type: got {settings['model_type']!r}, expected a string")
     return Source(directory, settings, open_checkpoint(directory) if native else KerasWeights(keras))
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights as bertkit and transformers write them."""
+    return directory.is_dir() and any(item.match(pattern) for item in directory.iterdir() for pattern in WEIGHT_FILES)
 
 
 def _kind_of(file: Path) -> str:
