@@ -1,4 +1,4 @@
-"""Make an I-BERT (or a plain MobileBERT) of a BERT or RoBERTa checkpoint, exactly.
+"""Make an I-BERT of a BERT or RoBERTa checkpoint, exactly; `warm_start.py` makes the other models too.
 
     python conversion/bert_to_ibert.py path/to/bert path/to/ibert
 """

@@ -1,8 +1,9 @@
-"""BERT and RoBERTa in NumPy, from the papers: what the converted models are compared with."""
+"""BERT and RoBERTa in NumPy, from the papers, also with YOSO's attention: what the converted models are compared with."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,32 @@ def tensors(task: str, settings: dict[str, Any] = SETTINGS) -> dict[str, np.ndar
     return {**values, f"{prefix}.embeddings.position_ids": np.arange(settings["max_position_embeddings"])[None]}
 
 
+def softmax_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Heads [rows, heads, tokens, size]; the mask is 1 for tokens."""
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]) + np.where(mask, 0, -1e30)[:, None, None]
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return (scores / scores.sum(-1, keepdims=True)) @ v
+
+
+def yoso_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, bits: int = 9) -> np.ndarray:
+    """The expectation of YOSO's sampling: powers of the probability that a random plane does not part two vectors."""
+    kept = mask[:, None, :, None] * mask[:, None, None, :]
+    cosine = np.clip(unit(q) @ unit(k).swapaxes(-1, -2), -1, 1)
+    return unit(((1 - np.arccos(cosine) / np.pi) ** bits * kept) @ v)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Vectors of length 1; zero stays zero."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+Attention = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Activation = Callable[[np.ndarray], np.ndarray]
+
+
 def run(
-    task: str, weights: dict[str, np.ndarray], settings: dict[str, Any], ids: np.ndarray, types: np.ndarray
+    task: str, weights: dict[str, np.ndarray], settings: dict[str, Any], ids: np.ndarray, types: np.ndarray,
+    attention: Attention = softmax_attention, classifier_activation: Activation = np.tanh,
 ) -> dict[str, np.ndarray]:
     """Outputs in float64; tokens are masked where they are padding."""
     roberta = settings["model_type"] == "roberta"
@@ -100,10 +125,7 @@ def run(
     for i in range(settings["num_hidden_layers"]):
         at = f"encoder.layer.{i}"
         q, k, v = (split(linear(f"{at}.attention.self.{name}", x)) for name in ("query", "key", "value"))
-        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]) + np.where(mask, 0, -1e30)[:, None, None]
-        scores = np.exp(scores - scores.max(-1, keepdims=True))
-        seen = (scores / scores.sum(-1, keepdims=True)) @ v
-        seen = seen.transpose(0, 2, 1, 3).reshape(x.shape)
+        seen = attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(x.shape)
         x = norm(f"{at}.attention.output.LayerNorm", linear(f"{at}.attention.output.dense", seen) + x)
         inner = gelu(linear(f"{at}.intermediate.dense", x))
         x = norm(f"{at}.output.LayerNorm", linear(f"{at}.output.dense", inner) + x)
@@ -113,7 +135,7 @@ def run(
         return {"logits": norm(layer_norm, gelu(linear(dense, x))) @ w["embeddings.word_embeddings.weight"].T + w[bias]}
     if task == "ForSequenceClassification":
         first, second = ("classifier.dense", "classifier.out_proj") if roberta else ("pooler.dense", "classifier")
-        return {"logits": linear(second, np.tanh(linear(first, x[:, 0])))}
+        return {"logits": linear(second, classifier_activation(linear(first, x[:, 0])))}
     if task == "ForTokenClassification":
         return {"logits": linear("classifier", x)}
     if task == "ForQuestionAnswering":

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa become I-BERT and MobileBERT that compute the same; what cannot be expressed is refused."""
+"""BERT and RoBERTa become I-BERT and MobileBERT that compute the same, and YOSO; what cannot be expressed is refused."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from bertkit.convert import convert
-from bertkit.convert.old_rules import inverted
-from bertkit.convert.warm_start import BERT_ONLY, HEADS, SOURCES, TARGETS, names_table
+from bertkit.convert.original import Options
+from bertkit.convert.rules import inverted, translate
+from bertkit.convert.source import open_source
+from bertkit.convert.warm_start import HEADS, SOURCES, TARGETS, moved_down, names_table, warm_start
 from bertkit.core.checkpoint import open_checkpoint
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.tensors import lazy
 from tests.cli.common import WORDS, write
 from tests.conversion import bert
 
@@ -29,6 +32,7 @@ def source(directory, task="Model", settings=bert.SETTINGS, tensors=None, **chan
 @pytest.mark.parametrize("to", TARGETS)
 @pytest.mark.parametrize("settings", [bert.SETTINGS, bert.ROBERTA], ids=lambda s: s["model_type"])
 def test_it_computes_the_same(settings, to, task, framework, tmp_path):
+    """As YOSO: the same but for the attention, and for the activation in the classifier."""
     pytest.importorskip({"torch": "torch", "tf": "tensorflow"}[framework])
     from bertkit.commands.frameworks import Runner, open_model
 
@@ -38,28 +42,34 @@ def test_it_computes_the_same(settings, to, task, framework, tmp_path):
     ids[1, 6:] = settings["pad_token_id"]
     types = random.integers(0, settings["type_vocab_size"], ids.shape)
     mask = (ids != settings["pad_token_id"]).astype(np.int64)
-    expected = bert.run(task, bert.tensors(task, settings), settings, ids, types)
+    other = {"attention": bert.yoso_attention, "classifier_activation": bert.gelu} if to == "yoso" else {}
+    expected = bert.run(task, bert.tensors(task, settings), settings, ids, types, **other)
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     found = Runner(open_model(tmp_path / "target"), framework)(inputs)
     assert expected and report.architecture.endswith(task)
-    for name, value in expected.items():
-        rows = mask.astype(bool) if value.shape[:2] == ids.shape else slice(None)
+    assert report.notes[0].startswith("exact" if to != "yoso" else "not exact")
+    for name in expected.keys() - ({"pooler_output"} if to == "yoso" else {}):
+        rows, value = mask.astype(bool) if expected[name].shape[:2] == ids.shape else slice(None), expected[name]
         np.testing.assert_allclose(found[name][rows], value[rows], atol=3e-6 * np.abs(value).max(), rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("to", TARGETS)
-@pytest.mark.parametrize("model_type", SOURCES)
-def test_tables_read_in_both_directions(model_type, to):
-    theirs, ours = SOURCES[model_type], TARGETS[to]
-    for task in set(theirs.tasks) & set(ours.tasks):
-        there = names_table(theirs, ours, task)
-        assert inverted(inverted(there)) == there == inverted(names_table(ours, theirs, task))
+@pytest.mark.parametrize("settings", [bert.SETTINGS, bert.ROBERTA], ids=lambda s: s["model_type"])
+def test_tables_read_in_both_directions(settings, to):
+    theirs, ours = SOURCES[settings["model_type"]], TARGETS[to]
+    for task in set(TASKS) & set(ours.tasks) - {"Model"}:
+        tensors = {name: lazy(value) for name, value in bert.tensors(task, settings).items() if "position_ids" not in name}
+        rules = names_table(theirs, ours, task, moved_down(2))
+        back = translate(translate(tensors, rules).check("there").tensors, inverted(rules)).check("back")
+        assert all(np.array_equal(back.tensors.pop(name)(), tensor()) for name, tensor in tensors.items()) and not back.tensors
 
 
-@pytest.mark.parametrize("task", [*HEADS, *BERT_ONLY])
+@pytest.mark.parametrize("task", HEADS)
 def test_mobilebert_takes_every_task_of_bert(task, tmp_path):
     report = convert(source(tmp_path / "source", task), tmp_path / "target", to="mobilebert")
     assert report.architecture == f"MobileBert{task}" and not report.missing
+    assert {name.rpartition("embeddings.")[2] for name, reason in report.made.items() if "identity" in reason} == {
+        "embedding_transformation.weight", "embedding_transformation.bias"}
 
 
 def test_positions_get_one_row_of_zeros(tmp_path):
@@ -70,7 +80,7 @@ def test_positions_get_one_row_of_zeros(tmp_path):
     config = json.loads((tmp_path / "target" / "config.json").read_text())
     assert config["max_position_embeddings"] == 21 and config["tokenizer_class"] == "BertTokenizer"
     assert config["architectures"] == ["IBertModel"] and "transformers_version" not in config
-    assert report.left_out == ["bert.embeddings.position_ids"] and "vocab.txt" in report.files
+    assert list(report.left_out) == ["bert.embeddings.position_ids"] and "vocab.txt" in report.files
     assert all(name.rsplit(".", 1)[1] in ("x_min", "x_max", "act_scaling_factor", "shift") for name in report.made)
 
 
@@ -93,7 +103,7 @@ def test_pretraining_leaves_the_next_sentence_head_out(tmp_path):
     report = convert(source(tmp_path / "source", "ForPreTraining"), tmp_path / "target", to="ibert")
     assert report.architecture == "IBertForMaskedLM" and any("next-sentence" in note for note in report.notes)
     assert {"cls.seq_relationship.weight", "bert.pooler.dense.weight"} <= set(report.left_out)
-    assert report.renamed["lm_head.dense.weight"] == "cls.predictions.transform.dense.weight"
+    assert "cls.predictions.transform.dense.weight -> lm_head.dense.weight" in report.changes["renamed"]
 
 
 def test_another_task_takes_what_there_is(tmp_path):
@@ -112,7 +122,46 @@ def test_old_names_and_a_silent_config(tmp_path):
         convert(directory, tmp_path / "target", to="ibert")
     report = convert(directory, tmp_path / "target", to="ibert", source_type="bert")
     assert report.architecture == "IBertForMaskedLM"
-    assert report.renamed["ibert.embeddings.LayerNorm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    assert "bert.embeddings.LayerNorm.gamma -> ibert.embeddings.LayerNorm.weight" in report.changes["renamed"]
+    wrapped = source(tmp_path / "wrapped", "ForMaskedLM", tensors={f"module.{name}": value for name, value in old.items()})
+    assert convert(wrapped, tmp_path / "again", to="ibert").tensors == report.tensors
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("task", ["ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"])
+def test_the_tensors_tell_the_task(task, to, tmp_path):
+    directory = source(tmp_path / "source", task, architectures=None)
+    assert convert(directory, tmp_path / "target", to=to).architecture == f"{TARGETS[to].class_name}{task}"
+
+
+@pytest.mark.parametrize(("settings", "rows"), [
+    (bert.SETTINGS, 2), (bert.ROBERTA, 0), ({**bert.ROBERTA, "pad_token_id": 0}, 1),
+])
+def test_positions_of_yoso_begin_at_row_two(settings, rows, tmp_path):
+    report = convert(source(tmp_path / "source", settings=settings), tmp_path / "target", to="yoso")
+    table = "embeddings.position_embeddings.weight"
+    with open_checkpoint(tmp_path / "source") as before, open_checkpoint(tmp_path / "target") as after:
+        assert not after.read(table)[:rows].any() and np.array_equal(after.read(table)[rows:], before.read(table))
+    config = json.loads((tmp_path / "target" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 20 + (rows == 1)
+    assert any("row(s) of zeros" in note for note in report.notes) == (rows > 0)
+    assert any(f"{config['max_position_embeddings']} tokens" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("task", "told"), [("ForSequenceClassification", "gelu"), ("ForMultipleChoice", "relu")])
+def test_heads_that_are_another_function_are_told_of(task, told, tmp_path):
+    report = convert(source(tmp_path / "source", task), tmp_path / "target", to="yoso")
+    assert any(told in note and "tanh" in note for note in report.notes) and not report.missing
+
+
+def test_how_yoso_hashes_can_be_chosen(tmp_path):
+    opened = open_source(source(tmp_path / "source"))
+    made = warm_start(opened, "yoso", Options(config={"use_expectation": False, "num_hash": 16}))
+    assert (made.config.use_expectation, made.config.num_hash) == (False, 16) and any("samples" in note for note in made.notes)
+    with pytest.raises(ConfigError, match=r"hidden_size[\s\S]*conv_window"):
+        warm_start(opened, "yoso", Options(config={"hidden_size": 8, "conv_window": 3}))
+    with pytest.raises(ConfigError, match=r"num_hash.*only nothing can"):
+        warm_start(opened, "ibert", Options(config={"num_hash": 8}))
 
 
 def test_everything_that_cannot_be_expressed_is_listed(tmp_path):
@@ -151,7 +200,7 @@ def test_unknown_and_missing_tensors_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "told"), [
-    ({}, "--to ibert"), ({"to": "ibert", "source_type": "albert"}, "no conversion from 'albert'"),
+    ({}, "--to VARIANT"), ({"to": "ibert", "source_type": "albert"}, "no conversion from 'albert'"),
     ({"to": "ibert", "task": "ForPreTraining"}, "ForMaskedLM"), ({"to": "ibert", "source_type": "roberta"}, "position"),
 ])
 def test_bad_use(options, told, tmp_path):
