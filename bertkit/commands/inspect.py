@@ -1,29 +1,42 @@
-"""bertkit inspect: what a checkpoint is, every tensor of it, and whether it fits its configuration."""
+"""bertkit inspect: what a checkpoint is, every tensor of it, and whether it fits its configuration or can be converted."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertkit.commands.terminal import format_list, format_size, format_table, show, show_json
+from bertkit.core.errors import BertkitError
 
-SUMMARY = "show variant, task, parameters and every tensor of a checkpoint, and whether it fits its config.json"
+if TYPE_CHECKING:
+    from bertkit.convert.original import Format
+
+SUMMARY = "show format, variant, task, parameters and every tensor of a checkpoint, and whether it fits its config.json"
 EXAMPLES = """\
   bertkit inspect checkpoint/
+  bertkit inspect megatron_bert_345m_v0_1_uncased.zip
   bertkit inspect checkpoint/ --task ForMaskedLM     would it load into this class?
   bertkit inspect checkpoint/ --json | jq .parameters"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("source", metavar="SRC", help="checkpoint directory, or hub id")
+    parser.add_argument("source", metavar="SRC", help="file, directory or hub id")
+    parser.add_argument("--from", dest="source_type", metavar="FORMAT", help="what SRC is, where that cannot be seen")
     parser.add_argument("--task", metavar="CLASS", help="compare with this class, e.g. ForMaskedLM; default: its own")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; 1 where the checkpoint does not fit."""
+    from bertkit.convert.formats import find_format
+
+    format = find_format(arguments.source, arguments.source_type)
+    if format is not None:
+        return _show_foreign(look_at_foreign(arguments.source, format, arguments.task), arguments.json)
     found = look_at(arguments.source, arguments.task)
     if arguments.json:
         show_json(found)
@@ -43,6 +56,58 @@ def run(arguments: argparse.Namespace) -> int:
         format_list("tied copies that differ", found["conflicts"]),
         "It fits its configuration." if found["fits"] else "It does NOT fit its configuration.")
     return 0 if found["fits"] else 1
+
+
+def _show_foreign(found: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        show_json(found)
+        return 0 if found["convertible"] else 1
+    rows = [[tensor["name"], "x".join(map(str, tensor["shape"])) or "scalar", tensor["dtype"], tensor["here"]]
+            for tensor in found["tensors"]]
+    groups: dict[str, list[str]] = {}
+    for name, reason in found["left_out"].items():
+        groups.setdefault(reason, []).append(name)
+    show(
+        format_table(["tensor", "shape", "dtype", "in bertkit"], rows, right=[1]), "",
+        f"{found['source']}: {found['format']}",
+        f"{found['parameters']:,} numbers in {len(rows)} tensors, {format_size(found['bytes'])}",
+        format_list("files", found["files"]),
+        *(format_list(f"left out, {reason}", names) for reason, names in groups.items()),
+        format_list("notes", found["notes"]),
+        f"It can be converted: `bertkit convert SRC DST` makes a {found['architecture'] or found['model_type']} of it."
+        if found["convertible"] else f"It can NOT be converted as it is:\n{found['problem']}")
+    return 0 if found["convertible"] else 1
+
+
+def look_at_foreign(path: str, format: Format, task: str | None = None) -> dict[str, Any]:
+    """Everything that can be said of a foreign checkpoint.
+
+    Raises:
+        CheckpointError: when its files cannot be read.
+    """
+    from bertkit.convert.original import Options, Sample
+
+    opened = format.open(Sample(Path(path)))
+    found: dict[str, Any] = {
+        "source": str(opened.path), "format": opened.format, "files": opened.files, "settings": opened.settings,
+        "parameters": sum(math.prod(tensor.shape) for tensor in opened.tensors.values()),
+        "bytes": sum(tensor.size for tensor in opened.tensors.values()), "left_out": opened.left_out, "notes": [],
+        "model_type": None, "architecture": None, "config": None, "convertible": False, "problem": None,
+    }
+    places: dict[str, tuple[str, ...]] = {}
+    try:
+        original = format.read(opened, Options(task=task))
+        # A tensor that kept its name is not among the changes.
+        places = {name: (name,) for name in original.translation.tensors}
+        places |= {old: change.new for change in original.translation.changes for old in change.old}
+        found |= {"convertible": True, "model_type": original.config.model_type, "config": original.config.to_dict(),
+                  "architecture": original.task and original.variant.name + original.task, "notes": original.notes,
+                  "left_out": {**opened.left_out, **original.translation.left_out}}
+    except BertkitError as error:
+        found["problem"] = str(error)
+    found["tensors"] = [{"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype,
+                         "here": ", ".join(places.get(name, ("-",)))} for name, tensor in opened.tensors.items()]
+    return found
 
 
 def look_at(name_or_path: str, task: str | None = None) -> dict[str, Any]:
