@@ -121,7 +121,7 @@ PLAIN = {
 def test_plain_values_are_read_back(tmp_path, value):
     path = write(tmp_path / "x.pt", {"value": value})
     found = pickle_reader.load(path)["value"]
-    assert found == value and (value is DICTIONARIES or repr(found) == repr(value))  # the reader has an ordered dict of its own
+    assert found == value and (value is DICTIONARIES or repr(found) == repr(value))  # the order is all that ours keeps
     torch = pytest.importorskip("torch")
     if value is not INTEGERS:  # torch's restricted reader knows no integers of more than 255 bytes, not even torch's own
         assert repr(torch.load(path, weights_only=True)["value"]) == repr(value)
@@ -203,7 +203,7 @@ def make_zeros(shape, dtype):
 def test_what_the_reader_gives_can_be_written(tmp_path):
     torch = pytest.importorskip("torch")
     args = argparse.Namespace(dtype=torch.float16, device=torch.device("cuda:1"), other=torch.device("meta"))
-    model = OrderedDict(a=torch.ones(2, 3), b=torch.ones(2).bfloat16())
+    model = {"a": torch.ones(2, 3), "b": torch.ones(2).bfloat16()}
     torch.save({"model": model, "args": args}, tmp_path / "archive.pt")
     path = write(tmp_path / "y.pt", pickle_reader.load(tmp_path / "archive.pt"))
     assert members(path)["archive/data.pkl"] == members(tmp_path / "archive.pt")["archive/data.pkl"]
