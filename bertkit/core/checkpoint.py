@@ -17,6 +17,7 @@ import numpy as np
 
 from bertkit.core import pickle_reader
 from bertkit.core.atomic import StagedFiles, is_plain_name, write_files
+from bertkit.core.byte_source import ByteSource, as_source
 from bertkit.core.errors import CheckpointError
 from bertkit.core.progress import progress
 from bertkit.core.tensors import BITS_ONLY, FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, lazy, stored, widen
@@ -268,32 +269,35 @@ def _no_weights(path: Path, candidates: list[str]) -> CheckpointError:
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    with open(file, "rb") as stream:
-        total = os.fstat(stream.fileno()).st_size
-        start = stream.read(8)
-        length = int.from_bytes(start, "little")
-        if total < 8 or length > min(total - 8, LARGEST_HEADER):
-            cause = f"the header claims {length} bytes, the file has {total}" if total >= 8 else f"it has {total} bytes"
-            problems = [cause, pickle_reader.what_starts_with(start + stream.read(504))]
-            raise CheckpointError(f"{file} is no safetensors file, or cut off", problems, "Fetch it again.")
-        header = _parse_json(file, stream.read(length), "header")
-        metadata = header.pop("__metadata__", {})
-        problems = _problems_of_header(header, metadata, total - 8 - length)
-        if problems:
-            raise CheckpointError(f"{file} is damaged or hostile: its header is wrong", problems, "Fetch it again.")
-        data = pickle_reader.map_file(stream)[8 + length :]
-    tensors = {name: _mapped(data, entry["dtype"], entry["shape"], *entry["data_offsets"]) for name, entry in header.items()}
-    return tensors, metadata
+    source = as_source(file)
+    total = source.size
+    start = source.read(0, min(512, total)).tobytes()
+    length = int.from_bytes(start[:8], "little")
+    if total < 8 or length > min(total - 8, LARGEST_HEADER):
+        cause = f"the header claims {length} bytes, the file has {total}" if total >= 8 else f"it has {total} bytes"
+        problems = [cause, pickle_reader.what_starts_with(start)]
+        raise CheckpointError(f"{file} is no safetensors file, or cut off", problems, "Fetch it again.")
+    header = _parse_json(file, source.read(8, 8 + length).tobytes(), "header")
+    metadata = header.pop("__metadata__", {})
+    problems = _problems_of_header(header, metadata, total - 8 - length)
+    if problems:
+        raise CheckpointError(f"{file} is damaged or hostile: its header is wrong", problems, "Fetch it again.")
+    begin = 8 + length
+    return {name: _stored_tensor(source, begin, entry) for name, entry in header.items()}, metadata
 
 
-def _mapped(data: np.ndarray, dtype: str, shape: list[int], begin: int, end: int) -> LazyTensor:
+def _stored_tensor(source: ByteSource, start: int, entry: Mapping[str, Any]) -> LazyTensor:
+    dtype, shape = entry["dtype"], entry["shape"]
+    begin, end = (start + offset for offset in entry["data_offsets"])
+
     def read() -> np.ndarray | RawTensor:
-        values = data[begin:end].view(STORED_AS[dtype]).reshape(shape)
-        # Other writers need not align a tensor to the size of its numbers.
-        values = np.require(values, requirements="A")
+        values = source.read(begin, end)
+        if begin % STORED_AS[dtype].itemsize:  # other writers need not align a tensor to the size of its numbers
+            values = values.copy()
+        values = values.view(STORED_AS[dtype]).reshape(shape)
         return RawTensor(values, dtype) if dtype in BITS_ONLY else values
 
-    return LazyTensor(tuple(shape), dtype, read)
+    return LazyTensor(tuple(shape), dtype, read, begin)
 
 
 def _problems_of_header(header: Mapping[str, Any], metadata: Any, data_size: int) -> list[str]:

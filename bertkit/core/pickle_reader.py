@@ -1,33 +1,33 @@
 """Files of `torch.save`, read without torch and without running anything that a pickle asks for.
 
 Both forms are read: the zip archive of torch 1.6 and later, and the stream of pickles before it. A pickle is a program;
-the names that it may use are those of `GLOBALS`, and each stands for something inert here. Values stay in the mapped file
-until they are asked for.
+the names that it may use are those of `GLOBALS`, each of which stands for something inert here, and those of programs that
+train models, of which nothing is kept but what the pickle says. Values stay where they are until they are asked for.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import mmap
 import os
-import pickle
-import struct
-import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from bertkit.core.archive import Archive
+from bertkit.core.byte_source import ByteSource, Part, as_source
 from bertkit.core.errors import CheckpointError
+from bertkit.core.pickle_machine import Buildable, Foreign, Inert, Machine, Maker, Stub, short
 from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor
+
+__all__ = ["GLOBALS", "Inert", "Stub", "load", "load_pickle", "what_starts_with"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 LEGACY_PROTOCOL = 1001
-LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 TORCH_DTYPES = {
     "bool": "BOOL",
@@ -65,17 +65,19 @@ STORAGES = {
     "LongStorage": "I64",
     "UntypedStorage": "U8",
 }
-NUMPY_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+NUMPY_CODES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}")
+LARGEST_REPETITION = 64 * 2**20
+"""Bytes up to which a tensor may show the same numbers several times, as expanded tensors do."""
 
-
-def load(path: str | os.PathLike[str]) -> Any:
+def load(source: str | os.PathLike[str] | ByteSource, name: str | None = None) -> Any:
     """What `torch.save` wrote: dictionaries, lists, numbers, ... with a `LazyTensor` for each tensor.
 
     An `argparse.Namespace` becomes a `types.SimpleNamespace`, a `torch.Size` a tuple, a `torch.device` and a `torch.dtype`
-    an `Inert`, a numpy array or number itself.
+    an `Inert`, a numpy array or number itself. What programs that train models leave beside the weights becomes a `Stub`.
 
     Args:
-        path: a file of `torch.save`, of any version since torch 0.1.10.
+        source: a file of `torch.save`, of any version since torch 0.1.10, or its bytes wherever they lie.
+        name: what errors call it; the name of the source when absent.
 
     Raises:
         CheckpointError: when the file is damaged or of another kind, or when its pickle uses any other class or function.
@@ -84,18 +86,39 @@ def load(path: str | os.PathLike[str]) -> Any:
         >>> load("pytorch_model.bin")["bert.pooler.dense.bias"].shape  # doctest: +SKIP
         (768,)
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(LEGACY_START))
-            file.seek(0)
-            if start.startswith(b"PK"):
-                return _load_zip(path, file)
-            if start == LEGACY_START:
-                return _load_legacy(path, file)
-            raise CheckpointError(f"{path} was not written by torch.save", [what_starts_with(file.read(512))])
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    source = _named(source, name)
+    start = source.read(0, min(source.size, 512)).tobytes()
+    if start.startswith(b"PK"):
+        return _load_zip(source)
+    if start.startswith(LEGACY_START):
+        return _load_legacy(source)
+    raise CheckpointError(f"{source.name} was not written by torch.save", [what_starts_with(start)])
+
+
+def load_pickle(source: str | os.PathLike[str] | ByteSource, name: str | None = None) -> Any:
+    """What a plain pickle describes that torch.save did not write, such as `.metadata` of torch.distributed.checkpoint.
+
+    Args:
+        source: the file, or its bytes wherever they lie.
+        name: what errors call it; the name of the source when absent.
+
+    Raises:
+        CheckpointError: when it is damaged, or when it uses any class or function that is not known to be harmless.
+
+    Example:
+        >>> load_pickle("checkpoint/.metadata").state_dict_metadata["weight"].size  # doctest: +SKIP
+        (768, 768)
+    """
+    source = _named(source, name)
+    value, end = _run(source, 0)
+    if end != source.size:
+        raise _damaged(source, f"{source.size - end} bytes follow its pickle")
+    return value
+
+
+def _named(source: str | os.PathLike[str] | ByteSource, name: str | None) -> ByteSource:
+    source = as_source(source)
+    return source if name is None else Part(source, 0, source.size, name)
 
 
 def what_starts_with(start: bytes) -> str:
@@ -117,322 +140,403 @@ def what_starts_with(start: bytes) -> str:
     return f"it starts with {start[:8]!r}"
 
 
-def map_file(file: BinaryIO) -> np.ndarray:
-    """The bytes of a file, mapped into memory; they are read when they are touched."""
-    try:
-        # A private writable map: writing into a tensor never reaches the file, and torch accepts the array.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except OSError:  # such a map counts as memory, of which a large file may need more than there is
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, np.uint8)
+class _Place:
+    """Where the values of a storage lie, which is known at the latest when the pickle has been read.
 
-
-class Inert:
-    """A name of a pickle that stands for itself and cannot be called or changed: a dtype, a device, a storage type."""
-
-    __slots__ = ("dtype", "name")
-    name: str
-    dtype: str | None
-
-    def __init__(self, name: str, dtype: str | None = None) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "dtype", dtype)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"{self!r} cannot be changed")
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-class Maker(Inert):
-    """A name of a pickle that may be called; what it makes is decided here.
-
-    It is no function and no class, because a pickle may set attributes of whatever it can name.
+    Args:
+        position: where they begin in the source, or a number that grows alike.
+        open: gives the values as a source of their own.
     """
 
-    __slots__ = ("make",)
-    make: Callable[..., Any]
+    def __init__(self, position: int = 0, open: Callable[[], ByteSource] | None = None) -> None:
+        self.tensors: list[tuple[LazyTensor, int]] = []
+        self._source: ByteSource | None = None
+        self.settle(position, open)
 
-    def __init__(self, name: str, make: Callable[..., Any]) -> None:
-        super().__init__(name)
-        object.__setattr__(self, "make", make)
+    def settle(self, position: int, open: Callable[[], ByteSource] | None) -> None:
+        """Tell where the values are, also to the tensors that there are already."""
+        self.position, self._open = position, open
+        for tensor, offset in self.tensors:
+            object.__setattr__(tensor, "position", position + offset)  # it is frozen for all others
 
-    def __call__(self, *args: Any) -> Any:
-        return self.make(*args)
-
-
-class _Dictionary(dict):
-    """An ordered dictionary; the attributes that torch hangs on it (`_metadata`) are dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
+    def source(self) -> ByteSource:
+        """The values as bytes."""
+        if self._source is None:
+            if self._open is None:
+                raise CheckpointError("a tensor has no values")
+            self._source = self._open()
+        return self._source
 
 
+@dataclass(frozen=True, eq=False)
 class _Storage:
-    """The values that tensors share: where they lie in the file, known at the latest when the pickle has been read."""
+    """The values that tensors share."""
 
-    __slots__ = ("count", "dtype", "key", "locate")
-
-    def __init__(self, key: str, dtype: str, count: int, locate: Callable[[], np.ndarray]) -> None:
-        self.key, self.dtype, self.count, self.locate = key, dtype, count, locate
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, name):
-            raise AttributeError("a storage cannot be changed")
-        object.__setattr__(self, name, value)
+    key: str
+    dtype: str
+    count: int
+    place: _Place
+    first: int = 0
 
 
-class _NumpyDtype:
+class _NumpyDtype(Buildable):
     """A plain number type of numpy; the pickle tells its byte order after making it."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, code: str, *_: object) -> None:
-        if code not in NUMPY_CODES:
-            raise CheckpointError(f"numpy arrays of type {code!r} are not read")
+        if type(code) is not str or not NUMPY_CODES.fullmatch(code):
+            raise CheckpointError(f"numpy arrays of type {short(code)} are not read")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] not in ("<", "|", "="):
+    def build(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|", "="):
             raise CheckpointError("numpy arrays of big-endian machines are not read")
 
 
-class _NumpyArray(np.ndarray):
+class _NumpyArray(np.ndarray, Buildable):
     """An array whose pickle tells shape, type and values after making it."""
 
-    def __setstate__(self, state: tuple) -> None:
-        version, shape, kind, fortran_order, values = state
-        numbers = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 2**40 for n in shape)
-        if not isinstance(kind, _NumpyDtype) or not isinstance(values, bytes) or not numbers:
-            raise CheckpointError("a numpy array is damaged, or holds objects")
-        if math.prod(shape) * kind.dtype.itemsize != len(values):
-            raise CheckpointError(f"a numpy array of shape {shape} has {len(values)} bytes")
-        super().__setstate__((version, shape, kind.dtype, fortran_order, values))
+    def build(self, state: Any) -> None:
+        _, shape, kind, fortran_order, values = state
+        if self.shape != (0,):
+            raise CheckpointError("a numpy array is filled twice")
+        array = _numpy_array(values, kind, shape, "F" if fortran_order is True else "C")
+        np.ndarray.__setstate__(self, (1, shape, kind.dtype, fortran_order is True, array.tobytes("A")))  # type: ignore[arg-type]
 
 
-def _numpy_scalar(kind: _NumpyDtype, values: bytes) -> np.generic:
-    (scalar,) = np.frombuffer(values, kind.dtype)
-    return scalar
+def _numpy_array(values: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
+    if isinstance(values, str):  # bytes of Python 2 that happened to be text
+        values = values.encode("utf-8")
+    numbers = isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**40 for n in shape)
+    plain = isinstance(kind, _NumpyDtype) and isinstance(values, (bytes, bytearray)) and order in ("C", "F")
+    if not plain or not numbers:
+        raise CheckpointError("a numpy array is damaged, or holds objects")
+    if math.prod(shape) * kind.dtype.itemsize != len(values):
+        raise CheckpointError(f"a numpy array of shape {shape} has {len(values)} bytes")
+    return np.frombuffer(bytes(values), kind.dtype, math.prod(shape)).reshape(shape, order=order)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise CheckpointError(f"bytes are written in the unknown encoding {encoding!r}")
+def _numpy_scalar(kind: Any, values: Any) -> Any:
+    return _numpy_array(values, kind, (), "C")[()]
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise CheckpointError(f"bytes are written in the unknown encoding {short(encoding)}")
     return text.encode("latin-1")
 
 
+def _bytearray(values: Any = b"", encoding: Any = None) -> bytearray:
+    if encoding is not None:
+        values = _encode(values, encoding)
+    if type(values) is not bytes:
+        raise CheckpointError(f"a bytearray is made of {short(values)}")
+    return bytearray(values)
+
+
+def _complex(real: Any, imaginary: Any) -> complex:
+    if type(real) is not float or type(imaginary) is not float:
+        raise CheckpointError("a complex number is damaged")
+    return complex(real, imaginary)
+
+
+def _items(values: Any = ()) -> list[Any]:
+    """What a set, a list or a deque is made of."""
+    if not isinstance(values, (list, tuple)):
+        raise CheckpointError(f"a container is made of {short(values)}")
+    return list(values)
+
+
+def _pairs(values: Any = ()) -> list[tuple[Any, Any]]:
+    """What a dictionary is made of."""
+    if isinstance(values, dict):
+        return list(values.items())
+    pairs = _items(values)
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise CheckpointError("a dictionary is made of something that is no pair")
+    return [(key, value) for key, value in pairs]
+
+
+def _keys(values: Any = ()) -> list[Any]:
+    return [key for key, _ in _pairs(values)]
+
+
+def _size(values: Any = ()) -> tuple:
+    return tuple(_items(values))
+
+
+def _device(*where: Any) -> Inert:
+    return Inert(":".join(str(part)[:20] for part in where[:2] if type(part) in (str, int)))
+
+
+def _member(owner: Any, name: Any) -> Stub:
+    """An attribute of a class that is not known: how some Pythons write the members of an enumeration."""
+    if not isinstance(owner, Foreign) or type(name) is not str or not name.isidentifier() or name.startswith("_"):
+        raise CheckpointError(f"its pickle uses builtins.getattr on {short(owner)}; nothing was executed")
+    return Stub(owner.name, (name,))
+
+
 def _tensor(
-    storage: _Storage, offset: int, shape: tuple, stride: tuple, requires_grad: bool, hooks: object, metadata: object = None
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: object, hooks: object, metadata: object = None
 ) -> LazyTensor:
-    return _view(storage, storage.dtype, storage.count, offset, shape, stride, metadata)
+    return _view(storage, None, offset, shape, stride, metadata)
 
 
 def _tensor_of_dtype(
-    storage: _Storage, offset: int, shape: tuple, stride: tuple, requires_grad: bool, hooks: object, dtype: Inert,
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: object, hooks: object, dtype: Any,
     metadata: object = None,
 ) -> LazyTensor:
-    if dtype.dtype is None:
-        raise CheckpointError(f"tensors of {dtype} are not read")
-    count = storage.count * STORED_AS[storage.dtype].itemsize // STORED_AS[dtype.dtype].itemsize
-    return _view(storage, dtype.dtype, count, offset, shape, stride, metadata)
+    if not isinstance(dtype, Inert) or dtype.dtype is None:
+        raise CheckpointError(f"tensors of {short(dtype)} are not read")
+    return _view(storage, dtype.dtype, offset, shape, stride, metadata)
 
 
-def _view(
-    storage: _Storage, dtype: str, count: int, offset: int, shape: tuple, stride: tuple, metadata: object
-) -> LazyTensor:
+def _view(storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any, metadata: object) -> LazyTensor:
+    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
+        raise CheckpointError("a tensor is damaged")
     numbers = (offset, *shape, *stride)
-    if not all(isinstance(n, int) and 0 <= n < 2**62 for n in numbers) or len(shape) != len(stride) or len(shape) > 32:
-        raise CheckpointError(f"a tensor has impossible numbers: offset {offset}, shape {shape}, stride {stride}")
-    if math.prod(shape) >= 2**58:
-        raise CheckpointError(f"a tensor has the impossible shape {shape}")
+    if len(shape) > 32 or len(shape) != len(stride) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+        raise CheckpointError(
+            f"a tensor has impossible numbers: offset {short(offset)}, shape {short(shape)}, stride {short(stride)}"
+        )
+    dtype = dtype or storage.dtype
+    item = STORED_AS[dtype]
+    count = storage.count * STORED_AS[storage.dtype].itemsize // item.itemsize
+    size = math.prod(shape) * item.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if 0 not in shape and last >= count:
-        raise CheckpointError(f"a tensor reaches number {last} of storage {storage.key}, which has {count}")
+        raise CheckpointError(f"a tensor reaches number {last} of storage {short(storage.key)}, which has {count}")
+    if size > max((last + 1 - offset) * item.itemsize, LARGEST_REPETITION):
+        raise CheckpointError(f"a tensor of shape {shape} shows {last + 1 - offset} numbers again and again")
     if metadata:
-        raise CheckpointError(f"tensors with the property {metadata} are not read")
-    item = STORED_AS[dtype]
+        raise CheckpointError(f"tensors with the property {short(metadata)} are not read")
+    first = storage.first + offset * item.itemsize
 
     def read() -> np.ndarray | RawTensor:
         if 0 in shape:
             values = np.zeros(shape, item)
         else:
-            flat = storage.locate()[offset * item.itemsize : (last + 1) * item.itemsize].view(item)
-            values = np.lib.stride_tricks.as_strided(flat, shape, [step * item.itemsize for step in stride])
-        # Offsets in old files are not multiples of the item size.
-        values = np.require(values, requirements="A")
+            flat = storage.place.source().read(first, storage.first + (last + 1) * item.itemsize)
+            if first % item.itemsize or flat.ctypes.data % item.alignment:
+                flat = flat.copy()  # in old files, values do not begin at multiples of their size
+            values = np.lib.stride_tricks.as_strided(flat.view(item), shape, [step * item.itemsize for step in stride])
         return RawTensor(values, dtype) if dtype in BITS_ONLY else values
 
-    return LazyTensor(tuple(shape), dtype, read)
+    tensor = LazyTensor(tuple(shape), dtype, read, storage.place.position + first)
+    storage.place.tensors.append((tensor, first))
+    return tensor
 
 
-def _with_attributes(make: Maker, kind: Inert, arguments: tuple, state: object) -> LazyTensor:
-    if not isinstance(make, Maker):
+def _parameter(tensor: Any, *_: object) -> LazyTensor:
+    if not isinstance(tensor, LazyTensor):
+        raise CheckpointError("a parameter is no tensor")
+    return tensor
+
+
+def _with_attributes(make: Any, kind: object, arguments: Any, state: object) -> LazyTensor:
+    if not isinstance(make, Maker) or make.make not in (_tensor, _tensor_of_dtype, _parameter):
         raise CheckpointError("a tensor with attributes is damaged")
-    return make(*arguments)
+    return make.make(*arguments)
 
 
-def _globals() -> dict[str, Any]:
-    makers: dict[str, Callable[..., Any]] = {
-        "collections.OrderedDict": _Dictionary,
-        "torch.Size": tuple,
-        "torch.device": lambda *where: Inert(":".join(map(str, where))),
-        "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-        "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
-        "torch._tensor._rebuild_from_type_v2": _with_attributes,
-        "numpy.dtype": _NumpyDtype,
-        "_codecs.encode": _encode,
-    }
-    for package in ("numpy.core", "numpy._core"):
-        makers[f"{package}.multiarray.scalar"] = _numpy_scalar
-        makers[f"{package}.multiarray._reconstruct"] = lambda *_: np.ndarray.__new__(_NumpyArray, (0,))
-    table: dict[str, Any] = {name: Maker(name, make) for name, make in makers.items()}
-    # The three types that pickles instantiate themselves are immutable: they are written in C.
-    table |= {"argparse.Namespace": SimpleNamespace, "builtins.set": set, "__builtin__.set": set}
+BUILTINS = ("builtins", "__builtin__")
+NUMPY_CORE = ("numpy.core", "numpy._core")
+MAKERS: Mapping[str, Callable[..., Any]] = {
+    "argparse.Namespace": SimpleNamespace,
+    "collections.deque": lambda values=(), maxlen=None: _items(values),
+    "torch.Size": _size,
+    "torch.device": _device,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _with_attributes,
+    "numpy.dtype": _NumpyDtype,
+    **{f"{core}.multiarray.scalar": _numpy_scalar for core in NUMPY_CORE},
+    **{f"{core}.multiarray._reconstruct": lambda *_: np.ndarray.__new__(_NumpyArray, (0,)) for core in NUMPY_CORE},
+    **{f"{core}.numeric._frombuffer": _numpy_array for core in NUMPY_CORE},
+    "_codecs.encode": _encode,
+    **{f"{builtins}.bytearray": _bytearray for builtins in BUILTINS},
+    **{f"{builtins}.complex": _complex for builtins in BUILTINS},
+    **{f"{builtins}.getattr": _member for builtins in BUILTINS},
+}
+"""What pickles may call, and what makes the result."""
+
+HASHERS: Mapping[str, tuple[Callable[..., Any], Callable[..., Iterable[Any]]]] = {
+    "collections.OrderedDict": (lambda values=(): dict(_pairs(values)), _keys),
+    "collections.Counter": (lambda values=(): dict(_pairs(values)), _keys),
+    "collections.defaultdict": (lambda factory=None, values=(): dict(_pairs(values)), lambda _=None, values=(): _keys(values)),
+    **{f"{builtins}.set": (lambda values=(): set(_items(values)), _items) for builtins in BUILTINS},
+    **{f"{builtins}.frozenset": (lambda values=(): frozenset(_items(values)), _items) for builtins in BUILTINS},
+}
+"""The same for what makes a dictionary or a set, and what will be hashed for it."""
+
+FOREIGN_PACKAGES = (
+    # Megatron-LM of any age: its first version had its modules at the top.
+    "megatron", "arguments", "configure_data", "data_utils", "fp16", "learning_rates", "model", "mpu", "optim", "utils",
+    "apex", "deepspeed", "transformer_engine",
+    "fairseq", "omegaconf", "typing",
+    "torch.optim", "torch.distributed", "torch.nn.functional", "torch.nn.init", "torch._C._nn", "torch._C._distributed_c10d",
+    "numpy.random", "datetime", "pathlib",
+)
+"""Packages whose classes and functions training leaves in checkpoints. They are never imported: each gives a `Stub`."""
+
+FOREIGN_NAMES = (
+    "_io.BytesIO", "io.BytesIO", "functools.partial", "operator.getitem",
+    "torch.Generator", "torch._C.Generator", "torch.layout", "torch.memory_format", "torch.serialization._get_layout",
+    *(f"numpy.{name}" for name in (
+        "bool", "bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
+        "float64", "str_", "bytes_",
+    )),
+    *(f"{builtins}.{name}" for builtins in BUILTINS for name in (
+        "bool", "bytes", "dict", "float", "int", "list", "long", "object", "range", "slice", "str", "tuple", "type",
+        "unicode", "xrange", "Ellipsis", "NotImplemented",
+    )),
+)
+"""Single names for which the same holds."""
+
+
+def _globals() -> dict[str, Inert]:
+    table: dict[str, Inert] = {name: Maker(name, make) for name, make in MAKERS.items()}
+    table |= {name: Maker(name, make, keys) for name, (make, keys) in HASHERS.items()}
     table |= {name: Inert(name) for name in ("numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter")}
     table |= {f"torch.{name}": Inert(f"torch.{name}", dtype) for name, dtype in TORCH_DTYPES.items()}
     for module in ("torch", "torch.cuda", "torch.storage"):
         table |= {f"{module}.{name}": Inert(f"{module}.{name}", dtype) for name, dtype in STORAGES.items()}
-    return table
+    return table | {name: Foreign(name) for name in FOREIGN_NAMES}
 
 
-GLOBALS: Mapping[str, Any] = _globals()
-"""Everything that a pickle may name, and what stands for it."""
+GLOBALS: Mapping[str, Inert] = _globals()
+"""Every single name that a pickle may use, and what stands for it; beside them stand those of `FOREIGN_PACKAGES`."""
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, path: Path, file: BinaryIO, storage: Callable[[tuple], _Storage] | None = None) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._path, self._storage = path, storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        wanted = f"{module}.{name}"
-        if wanted not in GLOBALS:
-            raise CheckpointError(
-                f"{self._path} is refused: its pickle uses {wanted}, which weights do not need; nothing was executed",
-                remedy="If you trust the file, load it with torch and save the state_dict alone.",
-            )
-        return GLOBALS[wanted]
-
-    def persistent_load(self, identity: Any) -> _Storage:
-        if self._storage is None or not isinstance(identity, tuple) or identity[:1] != ("storage",):
-            raise CheckpointError(f"{self._path} refers to something that is no storage of a tensor")
-        return self._storage(identity)
-
-    def read(self) -> Any:
-        try:
-            return self.load()
-        except CheckpointError as error:
-            if str(self._path) in error.headline:
-                raise
-            raise CheckpointError(f"{self._path}: {error.headline}", error.problems, error.remedy) from error
-        except Exception as error:  # a damaged pickle can fail in any way
-            raise _damaged(self._path, f"its pickle cannot be read: {type(error).__name__}: {error}") from error
+def _no_storage(identity: Any) -> _Storage:
+    raise CheckpointError("its pickle refers to something outside of it")
 
 
-def _damaged(path: Path, cause: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {cause}", remedy="Fetch or save the file again.")
+def _run(source: ByteSource, position: int, storage: Callable[[Any], _Storage] = _no_storage) -> tuple[Any, int]:
+    """What the pickle at a place describes, and the place behind it."""
+
+    def find(name: str) -> Inert:
+        if name in GLOBALS:
+            return GLOBALS[name]
+        if name.startswith(tuple(f"{package}." for package in FOREIGN_PACKAGES)):
+            return Foreign(name)
+        raise CheckpointError(
+            f"{source.name} is refused: its pickle uses {ascii(name)[1:-1]:.200}, "
+            "which weights do not need; nothing was executed",
+            remedy="If you trust the file, load it with torch and save the state_dict alone.",
+        )
+
+    try:
+        return Machine(find, storage).run(source, position)
+    except CheckpointError as error:
+        if source.name in error.headline:
+            raise
+        raise CheckpointError(f"{source.name}: {error.headline}", error.problems, error.remedy) from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _damaged(source, f"its pickle cannot be read: {type(error).__name__}: {error!s:.200}") from error
+
+
+def _damaged(source: ByteSource, cause: str) -> CheckpointError:
+    return CheckpointError(f"{source.name} is damaged: {cause}", remedy="Fetch or save the file again.")
 
 
 def _dtype_and_count(kind: Any, count: Any) -> tuple[str, int]:
     if not isinstance(kind, Inert) or kind.dtype is None or type(count) is not int or not 0 <= count < 2**62:
-        raise CheckpointError(f"a storage is of unknown type or size: {kind}, {count}")
+        raise CheckpointError(f"a storage is of unknown type or size: {short(kind)}, {short(count)}")
     return kind.dtype, count
 
 
-def _load_zip(path: Path, file: BinaryIO) -> Any:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise CheckpointError(
-                    f"{path} is a zip archive, but not one of torch.save: it has no data.pkl",
-                    [f"holds: {name}" for name in list(members)[:10]],
-                    "Unpack it and open the file of weights that is in it.",
-                )
-            if members[pickles[0]].file_size > path.stat().st_size:
-                raise _damaged(path, "data.pkl claims to be larger than the whole file")
-            folder = pickles[0].removesuffix("data.pkl")
-            program = archive.read(pickles[0])
-            order = archive.read(folder + "byteorder") if folder + "byteorder" in members else b"little"
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
-        raise _damaged(path, f"{error} (is it complete?)") from error
-    if order.strip() != b"little":
-        raise CheckpointError(f"{path} was saved on a big-endian machine", remedy="Load and save it again with torch.")
-    mapped = map_file(file)
+def _storage_fields(identity: Any, number: int) -> tuple[str, str, int, Any]:
+    """Key, dtype, count and view of a storage, which torch writes as ("storage", type, key, device, count, view)."""
+    if type(identity) is not tuple or len(identity) != number or identity[0] != "storage" or type(identity[2]) is not str:
+        raise CheckpointError("its pickle refers to something that is no storage of a tensor")
+    return (identity[2], *_dtype_and_count(identity[1], identity[4]), identity[-1])
 
-    def storage(identity: tuple) -> _Storage:
-        _, kind, key, _, count = identity
-        dtype, count = _dtype_and_count(kind, count)
+
+def _load_zip(source: ByteSource) -> Any:
+    archive = Archive(source)
+    members = archive.members
+    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(
+            f"{source.name} is a zip archive, but not one of torch.save: it has no data.pkl",
+            [f"holds: {short(name)}" for name in list(members)[:10]],
+            "Open the file of weights that is in it; `bertkit convert` does so for archives that it knows.",
+        )
+    folder = pickles[0].removesuffix("data.pkl")
+    order = folder + "byteorder"
+    if order in members and archive.open(order).read(0, min(members[order].size, 100)).tobytes().strip() != b"little":
+        raise CheckpointError(f"{source.name} was saved on a big-endian machine", remedy="Load and save it again with torch.")
+    places: dict[str, _Place] = {}
+
+    def storage(identity: Any) -> _Storage:
+        key, dtype, count, _ = _storage_fields(identity, 5)
         member = members.get(f"{folder}data/{key}")
         if member is None:
-            raise CheckpointError(f"there is no storage {key}")
-        values = _stored_member(mapped, member)
-        if len(values) < count * STORED_AS[dtype].itemsize:
-            raise CheckpointError(f"storage {key} has {len(values)} bytes, expected {count} numbers of {dtype}")
-        return _Storage(str(key), dtype, count, lambda: values)
+            raise CheckpointError(f"there is no storage {short(key)}")
+        if member.packed != member.size or member.method:
+            raise CheckpointError(f"{short(member.name)} is compressed, which torch.save never does")
+        if member.size < count * STORED_AS[dtype].itemsize:
+            raise CheckpointError(f"storage {short(key)} has {member.size} bytes, expected {count} numbers of {dtype}")
+        if key not in places:
+            places[key] = _Place(member.header, lambda: archive.open(member.name))
+            if not source.in_order:
+                places[key].source()
+        return _Storage(key, dtype, count, places[key])
 
-    return _Unpickler(path, io.BytesIO(program), storage).read()
-
-
-def _stored_member(mapped: np.ndarray, member: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of a member, which torch stores uncompressed so that they can be mapped."""
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise CheckpointError(f"{member.filename} is compressed or encrypted, which torch.save never does")
-    start = member.header_offset
-    header = mapped[start : start + LOCAL_HEADER.size].tobytes()
-    if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
-        raise CheckpointError(f"{member.filename} does not begin where the archive's directory says")
-    _, name_length, extra_length = LOCAL_HEADER.unpack(header)
-    start += LOCAL_HEADER.size + name_length + extra_length
-    values = mapped[start : start + member.file_size]
-    if len(values) < member.file_size:
-        raise CheckpointError(f"{member.filename} reaches beyond the end of the file")
-    return values
+    program = archive.open(pickles[0])
+    return _run(Part(program, 0, program.size, source.name), 0, storage)[0]
 
 
-def _load_legacy(path: Path, file: BinaryIO) -> Any:
+def _load_legacy(source: ByteSource) -> Any:
     """Pickles of magic number, version, system, content and storage keys; then, by key, a count and the values."""
-    places: dict[str, np.ndarray] = {}
     roots: dict[str, tuple[str, int]] = {}
+    places: dict[str, _Place] = {}
 
-    def storage(identity: tuple) -> _Storage:
-        _, kind, key, _, count, view = identity
-        dtype, count = _dtype_and_count(kind, count)
+    def storage(identity: Any) -> _Storage:
+        key, dtype, count, view = _storage_fields(identity, 6)
         if roots.setdefault(key, (dtype, count)) != (dtype, count):
-            raise CheckpointError(f"storage {key} is used with two types or sizes")
+            raise CheckpointError(f"storage {short(key)} is used with two types or sizes")
+        place = places.setdefault(key, _Place())
         if view is None:
-            return _Storage(key, dtype, count, lambda: places[key])
-        _, first, view_count = view
-        if not 0 <= first <= first + view_count <= count:
-            raise CheckpointError(f"a view reaches beyond storage {key}")
-        return _Storage(key, dtype, view_count, lambda: places[key][first * STORED_AS[dtype].itemsize :])
+            return _Storage(key, dtype, count, place)
+        if type(view) is not tuple or len(view) != 3 or not all(type(n) is int and 0 <= n <= count for n in view[1:]):
+            raise CheckpointError(f"a view of storage {short(key)} is damaged")
+        if view[1] + view[2] > count:
+            raise CheckpointError(f"a view reaches beyond storage {short(key)}")
+        return _Storage(key, dtype, view[2], place, view[1] * STORED_AS[dtype].itemsize)
 
-    _Unpickler(path, file).read()
-    version, system = _Unpickler(path, file).read(), _Unpickler(path, file).read()
+    _, position = _run(source, 0)
+    version, position = _run(source, position)
+    system, position = _run(source, position)
     if version != LEGACY_PROTOCOL:
-        raise CheckpointError(f"{path} has version {version} of torch's old format, expected {LEGACY_PROTOCOL}")
+        raise CheckpointError(f"{source.name} has version {short(version)} of torch's old format, expected {LEGACY_PROTOCOL}")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{path} was saved on a big-endian machine", remedy="Load and save it again with torch.")
-    content = _Unpickler(path, file, storage).read()
-    keys = _Unpickler(path, file).read()
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or not set(roots) <= set(keys):
-        raise _damaged(path, "its list of storages does not fit its tensors")
-    start, mapped = file.tell(), map_file(file)
+        raise CheckpointError(f"{source.name} was saved on a big-endian machine", remedy="Load and save it again with torch.")
+    content, position = _run(source, position, storage)
+    keys, position = _run(source, position)
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys) or sorted(keys) != sorted(roots):
+        raise _damaged(source, "its list of storages does not fit its tensors")
     for key in keys:
-        if key not in roots:
-            raise _damaged(path, f"storage {key} belongs to no tensor")
         dtype, count = roots[key]
-        size = count * STORED_AS[dtype].itemsize
-        written = int.from_bytes(mapped[start : start + 8].tobytes(), "little")
-        values = mapped[start + 8 : start + 8 + size]
-        if written != count or len(values) < size:
-            raise _damaged(path, f"storage {key} has {written} numbers and {len(values)} bytes, expected {count} and {size}")
-        places[key] = values
-        start += 8 + size
+        end = position + 8 + count * STORED_AS[dtype].itemsize
+        if end > source.size:
+            raise _damaged(source, f"storage {short(key)} ends at byte {end}, the file at {source.size} (is it complete?)")
+        places[key].settle(position + 8, _legacy_values(source, key, count, position, end))
+        if not source.in_order:
+            places[key].source()
+        position = end
     return content
+
+
+def _legacy_values(source: ByteSource, key: str, count: int, begin: int, end: int) -> Callable[[], ByteSource]:
+    def open() -> ByteSource:
+        written = int.from_bytes(source.read(begin, begin + 8).tobytes(), "little")
+        if written != count:
+            raise _damaged(source, f"storage {short(key)} has {written} numbers, expected {count}")
+        return Part(source, begin + 8, end)
+
+    return open

@@ -649,7 +649,7 @@ def test_changed_bytes_of_a_pickle_never_escape(tmp_path):
     ],
 )
 def test_tensors_beyond_their_storage(offset, shape, stride):
-    storage = pickle_reader._Storage("0", "F32", 30, lambda: np.zeros(120, np.uint8))
+    storage = pickle_reader._Storage("0", "F32", 30, pickle_reader._Place())
     with pytest.raises(CheckpointError):
         pickle_reader._tensor(storage, offset, shape, stride, False, None)
 
