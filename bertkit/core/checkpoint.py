@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -418,7 +418,7 @@ def write_checkpoint(
                 files.write(name, content)
             for name, shard in zip(names, shards, strict=True):
                 with files.open(name) as file:
-                    _write_safetensors(file, shard, described, bar)
+                    write_safetensors(file, shard, described, bar.update if bar is not None else lambda count: None)
             if len(shards) > 1:
                 files.write(INDEX, _index_of(names, shards, total))
             old = [name for name in held if SHARD.fullmatch(name) and name not in names]
@@ -489,8 +489,18 @@ def _index_of(names: list[str], shards: list[dict[str, LazyTensor]], total: int)
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _write_safetensors(file: BinaryIO, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str], bar: Any) -> None:
-    """The bytes that the safetensors library writes for the same tensors, without holding all of them."""
+def write_safetensors(
+    file: BinaryIO, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str],
+    wrote: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Write the bytes that the safetensors library writes for the same tensors, without holding all of them.
+
+    Args:
+        file: a new file, opened for binary writing.
+        tensors: the tensors by name.
+        metadata: free text for the header; transformers wants `{"format": "pt"}`.
+        wrote: is told of each tensor's bytes when they are written.
+    """
     widest_first = list(STORED_AS)[::-1]
     order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
@@ -507,8 +517,7 @@ def _write_safetensors(file: BinaryIO, tensors: Mapping[str, LazyTensor], metada
     for name in sorted(order, key=lambda name: tensors[name].position):
         file.seek(start + header[name]["data_offsets"][0])
         _write_values(file, name, tensors[name])
-        if bar is not None:
-            bar.update(tensors[name].size)
+        wrote(tensors[name].size)
 
 
 def _write_values(file: BinaryIO, name: str, tensor: LazyTensor) -> None:
