@@ -218,9 +218,9 @@ class Files:
         return source.read(0, min(count, source.size)).tobytes()
 
     @property
-    def shards(self) -> list[str]:
-        """Names of the files of ranks, of whatever iteration; looks at names only."""
-        return [name for name in self.names if _place_of(name) is not None]
+    def models(self) -> list[str]:
+        """Names of the files of ranks, of whatever iteration, as Megatron names them."""
+        return [name for name in self.names if PurePosixPath(name).name in MODEL_FILES]
 
 
 def _archive(path: Path) -> Archive | None:
@@ -259,14 +259,16 @@ def _place_of(name: str) -> tuple[int, int] | None:
     """Tensor-parallel rank and pipeline stage of a file; None where it is none of Megatron's."""
     path = PurePosixPath(name)
     rank = RANK.fullmatch(path.parent.name)
-    return (int(rank[1]), int(rank[2] or 0)) if rank and path.name in MODEL_FILES else None
+    return (int(rank[1]), int(rank[2] or 0)) if rank else None
 
 
 def _of_one_iteration(files: Files) -> tuple[str, dict[tuple[int, int], str]]:
     """Name of the iteration, and file by rank and stage."""
     by_folder: dict[str, dict[tuple[int, int], str]] = {}
-    for name in files.shards:
-        folder, place = str(PurePosixPath(name).parent.parent), _place_of(name) or (0, 0)
+    for name in files.models:
+        folder, place = str(PurePosixPath(name).parent.parent), _place_of(name)
+        if place is None:
+            continue
         twin = by_folder.setdefault(folder, {}).setdefault(place, name)
         if twin != name:
             raise CheckpointError(f"{files.path} has two files of one rank", [twin, name])
@@ -297,7 +299,7 @@ def _tracked(files: Files) -> str:
 
 def _single_file(files: Files) -> str:
     """The only file that may hold a model; one of several ranks is refused."""
-    candidates = [name for name in files.names if files.is_one or PurePosixPath(name).name in MODEL_FILES]
+    candidates = files.names if files.is_one else files.models
     if len(candidates) != 1:
         raise CheckpointError(
             f"{files.path} holds no file of a Megatron rank", [f"holds: {name}" for name in files.names[:12]],
