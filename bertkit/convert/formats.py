@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bertkit.convert.megatron import MEGATRON_LM, NGC_MEGATRON
 from bertkit.convert.original import Format, Sample
 from bertkit.convert.source import has_weights
 from bertkit.core.errors import CheckpointError
 
-FORMATS: dict[str, Format] = {format.name: format for format in ()}
+FORMATS: dict[str, Format] = {format.name: format for format in (NGC_MEGATRON, MEGATRON_LM)}
 
 OWN = "transformers"
 """The name for directories of bertkit and transformers: config.json beside their weights."""

@@ -334,7 +334,7 @@ def read_megatron(opened: Opened, options: Options) -> Original:
     problems += [*(f"unknown: {name}" for name in translation.unknown), *translation.problems, *more]
     if problems:
         raise CheckpointError(f"{opened.path} is not a MegatronBERT that can be read", problems[:60],
-                              "Arguments that are wrong, or that the file lacks, can be given with --config NAME=VALUE.")
+                              "Arguments that are wrong, or that the file lacks, can be given with --config, as JSON.")
     if task == "Model" and f"{BERT}.pooler.dense.weight" not in names and made and options.task is None:
         raise CheckpointError(f"{opened.path} has neither heads nor a pooler nor token types: it may be a GPT",
                               remedy="If it is a BERT, choose --task Model.")
