@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bertkit.core.byte_source import LARGEST_RATIO, ByteSource, ByteStream, Inflated, Part
 from bertkit.core.errors import CheckpointError
@@ -76,8 +77,8 @@ class Archive:
             raise CheckpointError(
                 f"{source.name} is refused: its members are damaged or hostile", problems[:20], "Fetch it again."
             )
-        starts = sorted(entry.header_offset for entry in entries)
-        limits = dict(zip(starts, [*starts[1:], end], strict=True))
+        starts = [*sorted(entry.header_offset for entry in entries), end]
+        limits = dict(pairwise(starts))
         self.members = {
             entry.filename: Member(
                 entry.filename, entry.file_size, entry.compress_size, entry.compress_type, entry.CRC, entry.header_offset,
@@ -138,7 +139,7 @@ def _problems(entries: list[zipfile.ZipInfo], end: int) -> list[str]:
         if problem:
             problems.append(f"{entry.orig_filename[:200]!r}: {problem}")
     ordered = sorted(entries, key=lambda entry: entry.header_offset)
-    limits = [*(entry.header_offset for entry in ordered[1:]), end]
+    limits = [*(entry.header_offset for entry in ordered), end][1:]
     for entry, limit in zip(ordered, limits, strict=True):
         least = LOCAL_HEADER.size + entry.compress_size
         if entry.header_offset < 0 or entry.header_offset + least > limit:

@@ -100,7 +100,7 @@ class FileBytes(ByteSource):
                 first = begin // self._window * self._window
                 try:
                     mapped = self._map(first, min(-(-end // self._window) * self._window, self.size))
-                except OSError:  # no more maps or descriptors, or a file system without maps
+                except (OSError, ValueError):  # no more maps or descriptors, no maps at all, or the file is shorter now
                     return self._copy(begin, end)
                 return np.frombuffer(mapped, np.uint8, end - begin, begin - first)
         except OSError as error:
