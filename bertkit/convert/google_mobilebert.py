@@ -22,10 +22,11 @@ import numpy as np
 
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import TRANSPOSED, Arrays, Facts, Operation, Rule, inverted, table, tensor, translate
+from bertkit.convert.vocabulary import shaped_vocabulary
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
 from bertkit.core.protobuf import BYTES, parse
-from bertkit.core.tensors import BITS_ONLY, LazyTensor, RawTensor, stored
+from bertkit.core.tensors import LazyTensor
 from bertkit.core.tf_checkpoint import OBJECT_GRAPH, TensorFlowCheckpoint, open_tf_checkpoint, prefix_of, tf_checkpoint_files
 
 CONFIG_FILE = "bert_config.json"
@@ -99,13 +100,6 @@ HEADS = {
     "ForSequenceClassification": ("classifier.weight",),
 }
 """The classes that Google's programs train, and tensors by which they are known; the first that fits is it."""
-
-VOCABULARY_AXES = {
-    "mobilebert.embeddings.word_embeddings.weight": 0,
-    "cls.predictions.bias": 0,
-    "cls.predictions.decoder.weight": 0,
-    "cls.predictions.dense.weight": 1,
-}
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
@@ -517,54 +511,6 @@ def _unused_maps(config: MobileBertConfig, tensors: Mapping[str, LazyTensor]) ->
         shape = (0, config.vocab_size)
         made[name] = LazyTensor(shape, "F32", partial(np.zeros, shape, np.float32))
     return made
-
-
-def shaped_vocabulary(
-    tensors: Mapping[str, LazyTensor], config: MobileBertConfig, options: Options, notes: list[str]
-) -> dict[str, LazyTensor]:
-    """The tensors with the vocabulary that was asked for: fewer rows, a padding row of zeros.
-
-    Args:
-        tensors: by our names.
-        config: gets the new number of words.
-        options: `vocab_size` and `zero_padding_row`.
-        notes: gets a sentence for each.
-
-    Raises:
-        ConfigError: when there are fewer words than were asked for.
-    """
-    shaped, rows = dict(tensors), options.vocab_size
-    words = "mobilebert.embeddings.word_embeddings.weight"
-    if rows is not None and not 0 < rows <= config.vocab_size:
-        raise ConfigError(f"vocab_size: got {rows}, expected at most {config.vocab_size}, the words that there are")
-    if rows is not None and rows < config.vocab_size:
-        for name in VOCABULARY_AXES.keys() & shaped.keys():
-            shaped[name] = _cut(shaped[name], VOCABULARY_AXES[name], rows)
-        notes.append(f"words {rows} to {config.vocab_size - 1} were cut off")
-        config.vocab_size = rows
-    if options.zero_padding_row and config.pad_token_id is not None and words in shaped:
-        shaped[words] = _zeroed(shaped[words], config.pad_token_id)
-        notes.append("the embedding of the padding token was set to zero: a token no longer sees the padding beside it")
-    return shaped
-
-
-def _cut(tensor: LazyTensor, axis: int, rows: int) -> LazyTensor:
-    def read() -> np.ndarray | RawTensor:
-        bits, dtype = stored(tensor())
-        kept = bits[(slice(None),) * axis + (slice(rows),)]
-        return RawTensor(kept, dtype) if dtype in BITS_ONLY else kept
-
-    return LazyTensor((*tensor.shape[:axis], rows, *tensor.shape[axis + 1:]), tensor.dtype, read, tensor.position)
-
-
-def _zeroed(tensor: LazyTensor, row: int) -> LazyTensor:
-    def read() -> np.ndarray | RawTensor:
-        bits, dtype = stored(tensor())
-        bits = bits.copy()
-        bits[row] = 0
-        return RawTensor(bits, dtype) if dtype in BITS_ONLY else bits
-
-    return LazyTensor(tensor.shape, tensor.dtype, read, tensor.position)
 
 
 def _tokenizer(opened: Opened, options: Options, config: MobileBertConfig, notes: list[str]) -> dict[str, bytes]:

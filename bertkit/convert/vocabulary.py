@@ -1,0 +1,71 @@
+"""MobileBERT's vocabulary on the way: fewer words, and a padding token that says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bertkit.convert.original import Options
+from bertkit.core.errors import ConfigError
+from bertkit.core.mobilebert import MobileBertConfig
+from bertkit.core.tensors import BITS_ONLY, LazyTensor, RawTensor, stored
+
+VOCABULARY_AXES = {
+    "mobilebert.embeddings.word_embeddings.weight": 0,
+    "cls.predictions.bias": 0,
+    "cls.predictions.decoder.weight": 0,
+    "cls.predictions.dense.weight": 1,
+}
+"""The tensors with a row or column for each word."""
+
+
+def shaped_vocabulary(
+    tensors: Mapping[str, LazyTensor], config: MobileBertConfig, options: Options, notes: list[str]
+) -> dict[str, LazyTensor]:
+    """The tensors with the vocabulary that was asked for: fewer rows, a padding row of zeros.
+
+    Args:
+        tensors: by our names.
+        config: gets the new number of words.
+        options: `vocab_size` and `zero_padding_row`.
+        notes: gets a sentence for each.
+
+    Raises:
+        ConfigError: when there are fewer words than were asked for.
+    """
+    shaped, rows = dict(tensors), options.vocab_size
+    words = "mobilebert.embeddings.word_embeddings.weight"
+    if rows is not None and not 0 < rows <= config.vocab_size:
+        raise ConfigError(f"vocab_size: got {rows}, expected at most {config.vocab_size}, the words that there are")
+    if rows is not None and rows < config.vocab_size:
+        for name, axis in VOCABULARY_AXES.items():
+            # A tensor of another shape is left to those who check shapes.
+            if name in shaped and shaped[name].shape[axis:axis + 1] == (config.vocab_size,):
+                shaped[name] = _cut(shaped[name], axis, rows)
+        notes.append(f"words {rows} to {config.vocab_size - 1} were cut off")
+        config.vocab_size = rows
+    row = config.pad_token_id
+    if options.zero_padding_row and row is not None and words in shaped and 0 <= row < (*shaped[words].shape, 0)[0]:
+        shaped[words] = _zeroed(shaped[words], row)
+        notes.append("the embedding of the padding token was set to zero: a token no longer sees the padding beside it")
+    return shaped
+
+
+def _cut(tensor: LazyTensor, axis: int, rows: int) -> LazyTensor:
+    def read() -> np.ndarray | RawTensor:
+        bits, dtype = stored(tensor())
+        kept = bits[(slice(None),) * axis + (slice(rows),)]
+        return RawTensor(kept, dtype) if dtype in BITS_ONLY else kept
+
+    return LazyTensor((*tensor.shape[:axis], rows, *tensor.shape[axis + 1:]), tensor.dtype, read, tensor.position)
+
+
+def _zeroed(tensor: LazyTensor, row: int) -> LazyTensor:
+    def read() -> np.ndarray | RawTensor:
+        bits, dtype = stored(tensor())
+        bits = bits.copy()
+        bits[row] = 0
+        return RawTensor(bits, dtype) if dtype in BITS_ONLY else bits
+
+    return LazyTensor(tensor.shape, tensor.dtype, read, tensor.position)
