@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bertkit.convert.google_mobilebert import GOOGLE_MOBILEBERT, MODEL_GARDEN
 from bertkit.convert.megatron import MEGATRON_LM, NGC_MEGATRON
 from bertkit.convert.original import Format, Sample
-from bertkit.convert.source import has_weights
+from bertkit.convert.transformers import TRANSFORMERS, TRANSFORMERS_TF
 from bertkit.core.errors import CheckpointError
 
-FORMATS: dict[str, Format] = {format.name: format for format in (NGC_MEGATRON, MEGATRON_LM)}
+FORMATS: dict[str, Format] = {format.name: format for format in (
+    NGC_MEGATRON, MEGATRON_LM, GOOGLE_MOBILEBERT, MODEL_GARDEN, TRANSFORMERS, TRANSFORMERS_TF)}
 
-OWN = "transformers"
+OWN = TRANSFORMERS.name
 """The name for directories of bertkit and transformers: config.json beside their weights."""
 
 
@@ -33,9 +35,7 @@ def find_format(source: str | os.PathLike, name: str | None = None) -> Format | 
         return None
     sample = Sample(path)
     found = [format.name for format in FORMATS.values() if format.recognise(sample)]
-    if has_weights(path):
-        found.append(OWN)
     if len(found) > 1:
         raise CheckpointError(f"{path} is of {len(found)} formats at once: {', '.join(found)}",
                               remedy="Choose one with --from, or give the file or directory of one of them.")
-    return FORMATS.get(found[0]) if found else None
+    return FORMATS[found[0]] if found and found != [OWN] else None
