@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
@@ -169,10 +170,18 @@ def test_holes_and_overlaps_that_add_up(directory):
         edit(directory, change).tensors([WORDS])
 
 
+def other_dtype(metadata):
+    metadata.state_dict_metadata[WORDS].properties.dtype = torch.float16
+
+
+def bytes_of_another(metadata):
+    vars(place(metadata)).update(vars(place(metadata, offset=(2, 24, 0))) | {"length": 1600})
+
+
 @pytest.mark.parametrize("change, words", [
-    (lambda metadata: setattr(metadata.state_dict_metadata[WORDS].properties, "dtype", torch.float16), "got BF16 .*, expected F16"),
-    (lambda metadata: vars(place(metadata)).update(vars(place(metadata, offset=(2, 24, 0))) | {"length": 1600}), "damaged|distcp"),
-    (set_place(offset=3), "chunk of encoder.layers"),
+    (other_dtype, r"got BF16 \[256, 16\], expected F16 \[256, 16\]"),
+    (bytes_of_another, r"__1_\d.distcp: chunk of encoder.layers.self_attention.linear_qkv.weight at \[1, 0, 0\]"),
+    (set_place(offset=3), r"__0_\d.distcp: chunk of encoder.layers.self_attention.linear_qkv.weight at \[1, 0, 0\]"),
 ])
 def test_what_is_only_seen_in_the_values(directory, change, words):
     opened = edit(directory, change)
@@ -207,14 +216,14 @@ def test_metadata_that_is_none(directory, content, monkeypatch, tmp_path):
 
 
 def test_a_chunk_with_a_program(directory):
+    stream = io.BytesIO()
+    torch.save([Attack(), torch.zeros(5000)], stream)
+    blob = stream.getvalue()
+
     def change(metadata):
         (directory / "__9_0.distcp").write_bytes(blob)
         vars(place(metadata)).update(relative_path="__9_0.distcp", offset=0, length=len(blob))
 
-    import io
-    stream = io.BytesIO()
-    torch.save([Attack(), torch.zeros(5000)], stream)
-    blob = stream.getvalue()
     opened = edit(directory, change)
     with pytest.raises(CheckpointError, match="system"):
         opened.tensors([NAME])[NAME].whole()()

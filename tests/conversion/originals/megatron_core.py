@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-LAYERS, HIDDEN, HEADS, INNER, WORDS, POSITIONS = 4, 16, 4, 32, 64, 12
+LAYERS, HIDDEN, HEADS, INNER, WORDS, POSITIONS = 4, 16, 4, 32, 512, 12
 COLUMNS = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias", "linear_qkv.weight", "linear_qkv.bias",
            "linear_fc1.weight", "linear_fc1.bias")
 ROWS = ("linear_proj.weight", "linear_fc2.weight")
@@ -107,7 +107,7 @@ def arguments(package: types.SimpleNamespace, **changed: object) -> Namespace:
         "num_layers": LAYERS, "encoder_num_layers": LAYERS, "hidden_size": HIDDEN, "ffn_hidden_size": INNER,
         "num_attention_heads": HEADS, "kv_channels": HIDDEN // HEADS, "group_query_attention": False, "num_query_groups": 1,
         "max_position_embeddings": POSITIONS, "seq_length": POSITIONS, "padded_vocab_size": WORDS,
-        "make_vocab_size_divisible_by": 32, "tokenizer_type": "BertWordPieceLowerCase", "position_embedding_type":
+        "make_vocab_size_divisible_by": 128, "tokenizer_type": "BertWordPieceLowerCase", "position_embedding_type":
         "learned_absolute", "add_position_embedding": True, "normalization": "LayerNorm", "norm_epsilon": 1e-5,
         "layernorm_epsilon": 1e-5, "apply_layernorm_1p": False, "apply_residual_connection_post_layernorm": False, "swiglu":
         False, "squared_relu": False, "openai_gelu": False, "onnx_safe": None, "bias_gelu_fusion": True, "add_bias_linear":
@@ -182,7 +182,9 @@ def write_ranks(
                     models[chunk][local] = _slice(name, tensor, rank, ranks)
             if stages > 1 and stage == stages - 1 and "output_layer.weight" not in tensors:
                 words = _slice("output_layer.weight", tensors["embedding.word_embeddings.weight"], rank, ranks)
-                models[-1]["output_layer.weight"] = words
+                pairs = [({"output_layer.weight": words} if name == "output_layer.bias" else {}) | {name: tensor}
+                         for name, tensor in models[-1].items()]
+                models[-1] = {name: tensor for pair in pairs for name, tensor in pair.items()}
             if spec == "te":
                 models = [_with_engine(model) for model in models]
             with megatron() as package:
