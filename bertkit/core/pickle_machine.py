@@ -23,7 +23,7 @@ MOST_COPIED = 2 * LARGEST_PROGRAM
 MOST_UNFOLDED = 10_000_000
 DEEPEST = 100
 LARGEST_NUMBER = 2**8192
-MOST_UNUSUAL_KEYS = 50_000
+MOST_UNUSUAL_KEYS = 20_000
 """Keys other than text, of which a hostile pickle could choose those that collide; that costs time with the square."""
 
 FREE_KEYS = (str, bytes, bool, type(None))
@@ -160,14 +160,16 @@ class Machine:
         end = min(source.size, position + LARGEST_PROGRAM)
         # The type that genops expects has tell(), which would be called for every instruction.
         stream = io.BufferedReader(ByteStream(Part(source, position, end)), 2**16)
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(_Readable(stream))):  # type: ignore[arg-type]
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(_Readable(stream, end - position))):  # type: ignore[arg-type]
             if number > MOST_INSTRUCTIONS:
                 raise CheckpointError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
             step = STEPS.get(opcode.name)
             if step is None:
                 raise CheckpointError(f"its pickle uses the instruction {opcode.name}, which weights do not need")
             step(self, argument)
-        (value,) = self._stack
+        value = self._pop()
+        if self._stack:
+            raise ValueError("values are left over")
         _check_tree(value)
         self._stack, self._memo, self._depth = [], {}, {}
         return value, position + stream.tell()
@@ -342,12 +344,17 @@ class Machine:
 
 
 class _Readable:
-    """The two methods of a file that are needed."""
+    """The two methods of a file that are needed; no memory is set aside for more than there is."""
 
-    __slots__ = ("read", "readline")
+    __slots__ = ("_read", "_size", "readline")
 
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self.read, self.readline = stream.read, stream.readline
+    def __init__(self, stream: io.BufferedReader, size: int) -> None:
+        self._read, self._size, self.readline = stream.read, size, stream.readline
+
+    def read(self, size: int) -> bytes:
+        if size > self._size:
+            raise ValueError(f"{size} bytes are wanted, there are {self._size}")
+        return self._read(size)
 
 
 def _attributes(state: Any) -> dict[str, Any]:

@@ -357,6 +357,7 @@ MAKERS: Mapping[str, Callable[..., Any]] = {
     **{f"{core}.multiarray._reconstruct": lambda *_: np.ndarray.__new__(_NumpyArray, (0,)) for core in NUMPY_CORE},
     **{f"{core}.numeric._frombuffer": _numpy_array for core in NUMPY_CORE},
     "_codecs.encode": _encode,
+    **{f"{builtins}.bytes": lambda: b"" for builtins in BUILTINS},  # how old protocols write that there are none
     **{f"{builtins}.bytearray": _bytearray for builtins in BUILTINS},
     **{f"{builtins}.complex": _complex for builtins in BUILTINS},
     **{f"{builtins}.getattr": _member for builtins in BUILTINS},
@@ -390,7 +391,7 @@ FOREIGN_NAMES = (
         "float64", "str_", "bytes_",
     )),
     *(f"{builtins}.{name}" for builtins in BUILTINS for name in (
-        "bool", "bytes", "dict", "float", "int", "list", "long", "object", "range", "slice", "str", "tuple", "type",
+        "bool", "dict", "float", "int", "list", "long", "object", "range", "slice", "str", "tuple", "type",
         "unicode", "xrange", "Ellipsis", "NotImplemented",
     )),
 )

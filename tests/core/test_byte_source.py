@@ -12,21 +12,11 @@ import pytest
 
 from bertkit.core import byte_source
 from bertkit.core.archive import Archive
-from bertkit.core.byte_source import ByteSource, ByteStream, FileBytes, Inflated, Part, as_source
+from bertkit.core.byte_source import ByteStream, FileBytes, Inflated, Part, as_source
 from bertkit.core.errors import CheckpointError
+from tests.core.sources import InMemory
 
 RANDOM = np.random.default_rng(0)
-
-
-class InMemory(ByteSource):
-    """Bytes of a test; remembers what was read."""
-
-    def __init__(self, content: bytes) -> None:
-        self.name, self.size, self.content, self.read_bytes = "memory", len(content), content, 0
-
-    def _read(self, begin, end):
-        self.read_bytes += end - begin
-        return np.frombuffer(bytearray(self.content[begin:end]), np.uint8)
 
 
 def deflate(content, level=6):
@@ -133,7 +123,7 @@ def test_going_back_starts_from_a_state(small_blocks):
     packed = InMemory(deflate(CONTENT))
     source = Inflated(packed, len(CONTENT))
     source.read(len(CONTENT) - 10, len(CONTENT))
-    packed.read_bytes = 0
+    packed.reads.clear()
     source.read(40_000, 40_010)
     assert packed.read_bytes < packed.size / 10
     assert len(source._states) <= byte_source.MOST_STATES + 1
