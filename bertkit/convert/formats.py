@@ -10,10 +10,13 @@ from bertkit.convert.megatron import MEGATRON_LM, NGC_MEGATRON
 from bertkit.convert.megatron_core import MEGATRON_CORE, MEGATRON_DIST
 from bertkit.convert.original import Format, Sample
 from bertkit.convert.transformers import TRANSFORMERS, TRANSFORMERS_TF
+from bertkit.convert.yoso import MLPEN_YOSO
 from bertkit.core.errors import CheckpointError
 
 FORMATS: dict[str, Format] = {format.name: format for format in (
-    NGC_MEGATRON, MEGATRON_LM, MEGATRON_CORE, MEGATRON_DIST, GOOGLE_MOBILEBERT, MODEL_GARDEN, TRANSFORMERS, TRANSFORMERS_TF)}
+    NGC_MEGATRON, MEGATRON_LM, MEGATRON_CORE, MEGATRON_DIST, GOOGLE_MOBILEBERT, MODEL_GARDEN, MLPEN_YOSO, TRANSFORMERS,
+    TRANSFORMERS_TF,
+)}
 
 OWN = TRANSFORMERS.name
 """The name for directories of bertkit and transformers: config.json beside their weights."""
