@@ -534,7 +534,7 @@ GELUS = {
 NESTED = (f"{EMBEDDING}.word_embeddings", f"{EMBEDDING}.position_embeddings", f"{EMBEDDING}.tokentype_embeddings",
           "language_model.transformer", "language_model.encoder", "language_model.pooler", "word_embeddings_for_head",
           "lm_head", "binary_head", *CLASSIFIERS.values())
-"""The dictionaries that Megatron nests; names below them stay as they are."""
+"""The dictionaries that Megatron nests, in its order; names below them stay as they are."""
 
 
 def write_megatron(original: Original, options: Options) -> dict[str, bytes | Write]:
@@ -637,15 +637,17 @@ def nested(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
 
     Example:
         >>> nested({"lm_head.dense.bias": 1, "language_model.pooler.dense.bias": 2})
-        {'lm_head': {'dense.bias': 1}, 'language_model': {'pooler': {'dense.bias': 2}}}
+        {'language_model': {'pooler': {'dense.bias': 2}}, 'lm_head': {'dense.bias': 1}}
     """
     tree: dict[str, Any] = {}
-    for name, value in tensors.items():
-        owner = next(owner for owner in NESTED if name.startswith(f"{owner}."))
+    for owner in NESTED:
+        mine = {name[len(owner) + 1:]: value for name, value in tensors.items() if name.startswith(f"{owner}.")}
+        *path, last = owner.split(".")
         place = tree
-        for step in owner.split("."):
+        for step in path if mine else ():
             place = place.setdefault(step, {})
-        place[name[len(owner) + 1:]] = value
+        if mine:
+            place[last] = mine
     return tree
 
 
