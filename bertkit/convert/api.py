@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bertkit.convert.ahead import ReadAhead
 from bertkit.convert.formats import FORMATS, find_format
 from bertkit.convert.original import READING, Format, Options, Original, Sample
 from bertkit.convert.rules import Change, Translation
@@ -135,8 +136,9 @@ def convert(
         if not original.tokenizer_files:
             notes.append("the source has no tokenizer files: none were copied")
         extra: dict[str, str | bytes] = {**original.tokenizer_files, CONFIG_NAME: config.to_json_string()}
-        weights = write_checkpoint(directory, chosen, max_shard_size=max_shard_size, extra_files=extra,
-                                   show_progress=show_progress)
+        with ReadAhead(chosen) as ahead:
+            weights = write_checkpoint(directory, ahead.tensors, max_shard_size=max_shard_size, extra_files=extra,
+                                       show_progress=show_progress)
         written = [*weights, *(directory / name for name in sorted(extra))]
     else:
         ready = replace(original, translation=Translation(chosen), task=suffix, notes=[])

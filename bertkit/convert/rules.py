@@ -292,9 +292,6 @@ class _Group:
     def read(self, place: int) -> np.ndarray | RawTensor:
         if place not in self._waiting:
             bits = [stored(source())[0] for source in self._sources]
-            # Copies, so that a part that waits does not keep the whole group in memory.
-            moved = self._operation.to_ours(bits, self._facts)
-            self._waiting = dict(enumerate(np.ascontiguousarray(array).copy() if len(moved) > 1 else array
-                                           for array in moved))
+            self._waiting = dict(enumerate(self._operation.to_ours(bits, self._facts)))
         values, dtype = self._waiting.pop(place), self._sources[0].dtype
         return RawTensor(values, dtype) if dtype in BITS_ONLY else values
