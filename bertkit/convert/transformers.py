@@ -36,6 +36,9 @@ WEIGHTS_FILE = "model.safetensors"
 OWN_SETTINGS = ("hash_seed", "hf_compat_scales", "head_act")
 """Settings that transformers has not; they are written where they say something."""
 
+NOT_TENSORFLOWS = ("relu6", "selu")
+"""Activations that transformers has not in TensorFlow."""
+
 WORDS, DECODER = "mobilebert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 
 DIFFERENCES: list[tuple[str, Callable[[Any], bool], str]] = [
@@ -229,8 +232,11 @@ def _choose_decoder(
 def _write_tensorflow(original: Original, options: Options) -> dict[str, bytes | Write]:
     config, task = original.config, original.task or "Model"
     given = original.translation.tensors
-    if config.pruned_heads:
-        raise ConfigError("TFMobileBert cannot be this model", ["pruned_heads: its layers have all their heads"])
+    problems = ["pruned_heads: its layers have all their heads"] if config.pruned_heads else []
+    if config.hidden_act in NOT_TENSORFLOWS:
+        problems.append(f"hidden_act: it has no {config.hidden_act}")
+    if problems:
+        raise ConfigError("TFMobileBert cannot be this model", problems)
     unused = unused_bottlenecks(config, _prefix(MOBILEBERT, task))
     sources = {**given, **{param.name: _zeros(param.shape) for param in unused}}
     if WORDS in given:
