@@ -192,7 +192,7 @@ def open_files(sample: Sample) -> Opened:
         ConfigError: when its config.json is no JSON object.
     """
     file = _checkpoint(sample)
-    content = None if file is None else pickle_reader.load(file)
+    content = {} if file is None else pickle_reader.load(file)
     state = _state(content)
     if file is None or not state:
         raise CheckpointError(f"{file or sample.path} holds no weights of mlpen/YOSO",
@@ -256,7 +256,7 @@ def read(opened: Opened, options: Options) -> Original:
     notes += _remarks(values, first, layers, options.hf_compat)
     if options.hf_compat:
         values["layer_norm_eps"] = TRANSFORMERS_EPSILON
-    config = YosoConfig.from_dict({
+    config: Any = YosoConfig.from_dict({
         "layer_norm_eps": EPSILON, **(ALBERT_TOKENS if first == 0 else {}), **_labels(ours, values), **values, **sizes,
         "max_position_embeddings": rows - first})
     if task == "ForSequenceClassification":

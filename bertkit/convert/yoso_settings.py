@@ -168,11 +168,12 @@ def shared_layers(values: dict[str, Any], shared: bool, problems: list[str]) -> 
     told, layers = values.pop("shared_weight", shared), values.get("num_hidden_layers")
     if told is not shared:
         problems.append(f"shared_weight: got {told!r}, but the tensors are of {'one layer' if shared else 'several layers'}")
-    if shared and (type(layers) is not int or not 1 <= layers <= MOST_LAYERS):
-        problems.append(f"num_layers: got {layers!r}, expected how many layers share their weights, 1 to {MOST_LAYERS}; "
-                        "no tensor shows it: say it in the config")
-    elif shared:
+    if not shared:
+        return 0
+    if type(layers) is int and 1 <= layers <= MOST_LAYERS:
         return layers
+    problems.append(f"num_layers: got {layers!r}, expected how many layers share their weights, 1 to {MOST_LAYERS}; "
+                    "no tensor shows it: say it in the config")
     return 0
 
 
