@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from bertkit.core import pickle_reader
-from bertkit.core.byte_source import Part, as_source
+from bertkit.core.byte_source import ByteSource, Part, as_source
 from bertkit.core.errors import CheckpointError
 from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor, stored
 
 METADATA = ".metadata"
 LARGEST_METADATA = 1 << 28
 LARGEST_GRID = 1 << 20
+SMALL = 1 << 16
+"""Bytes up to which a chunk is read as a whole, although only some of it is wanted."""
+
 REMEDY = "Fetch or save the checkpoint again, with all of its files."
 
 Numbers = tuple[int, ...]
@@ -94,16 +97,50 @@ class ChunkedTensor:
         return RawTensor(values, self.dtype) if self.dtype in BITS_ONLY else values
 
     def _values(self, chunk: Chunk, block: tuple[Numbers, Numbers]) -> np.ndarray:
+        """The values of a block that lies in a chunk."""
+        inside = tuple(slice(low - start, high - start) for low, high, start in zip(*block, chunk.offsets, strict=True))
+        size = math.prod(chunk.sizes) * STORED_AS[self.dtype].itemsize
+        if size > SMALL and inside[0] != slice(0, chunk.sizes[0]):
+            row = size // chunk.sizes[0]
+            values = self._open(chunk, _Window(self._source(chunk), size, inside[0].start * row, inside[0].stop * row))
+            if values.flags.c_contiguous:  # else its rows lie elsewhere than the window
+                return values[inside]
+        return self._open(chunk, self._source(chunk))[inside]
+
+    def _source(self, chunk: Chunk) -> ByteSource:
         place = chunk.place
         title = f"{place.file}: chunk of {self.name} at {list(chunk.offsets)}"
-        source = Part(as_source(self.directory / place.file), place.begin, place.begin + place.length, title)
+        return Part(as_source(self.directory / place.file), place.begin, place.begin + place.length, title)
+
+    def _open(self, chunk: Chunk, source: ByteSource) -> np.ndarray:
         tensor = pickle_reader.load(source)
         received = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, LazyTensor) else type(tensor).__name__
         expected = f"{self.dtype} {list(chunk.sizes)}"
         if received != expected:
-            raise CheckpointError(f"{title} is not what {METADATA} says", [f"got {received}, expected {expected}"], REMEDY)
-        inside = (slice(low - start, high - start) for low, high, start in zip(*block, chunk.offsets, strict=True))
-        return stored(tensor())[0][tuple(inside)]
+            problem = f"got {received}, expected {expected}"
+            raise CheckpointError(f"{source.name} is not what {METADATA} says", [problem], REMEDY)
+        return stored(tensor())[0]
+
+
+class _Window(ByteSource):
+    """A source of which one long range is wanted in part: the rest of it is not read, and gives zeros that take no memory.
+
+    Args:
+        source: the bytes.
+        length: of the range.
+        first, last: the wanted part of it.
+    """
+
+    def __init__(self, source: ByteSource, length: int, first: int, last: int) -> None:
+        self.name, self.size, self.in_order = source.name, source.size, source.in_order
+        self._source, self._length, self._first, self._last = source, length, first, last
+
+    def _read(self, begin: int, end: int) -> np.ndarray:
+        if end - begin != self._length:
+            return self._source.read(begin, end)
+        values = np.zeros(self._length, np.uint8)
+        values[self._first:self._last] = self._source.read(begin + self._first, begin + self._last)
+        return values
 
 
 def _overlap(chunk: Chunk, begin: Numbers, size: Numbers) -> tuple[Numbers, Numbers] | None:

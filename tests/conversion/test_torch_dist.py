@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bertkit.convert.torch_dist import METADATA, DistributedCheckpoint
+from bertkit.core.byte_source import FileBytes
 from bertkit.core.errors import CheckpointError
 from bertkit.core.tensors import stored
 
@@ -68,15 +69,20 @@ def test_a_state_that_torch_saved_by_itself(tmp_path):
         assert np.array_equal(tensor.whole()(), state["a"][name.removeprefix("a.")].numpy())
 
 
-def test_a_layer_is_read_alone(written, monkeypatch):
-    """With the chunks of all other layers overwritten, one layer is still read."""
-    opened = DistributedCheckpoint(written)
-    tensor = opened.tensors([NAME])[NAME]
-    others = [chunk for chunk in tensor.chunks if chunk.offsets[0] != 2]
-    assert len(others) == 2 * (originals.LAYERS - 1)
-    alone = type(tensor)(tensor.directory, tensor.name, tensor.dtype, tensor.shape,
-                         tuple(chunk for chunk in tensor.chunks if chunk not in others))
-    assert np.array_equal(stored(alone.layer(2)())[0], stored(tensor.layer(2)())[0])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_of_a_large_stack_only_one_layer_is_read(tmp_path, monkeypatch, transposed):
+    values = torch.arange(6 * 200 * 100, dtype=torch.int32).reshape(6, 200, 100)
+    stack = values.transpose(0, 1).contiguous().transpose(0, 1) if transposed else values
+    originals.save_distributed(tmp_path, [{"stack": originals.Chunks(tuple(values.shape), {(0, 0, 0): stack})}])
+    tensor = DistributedCheckpoint(tmp_path).tensors(["stack"])["stack"]
+    counts = []
+    read = FileBytes.read
+    monkeypatch.setattr(FileBytes, "read", lambda self, begin, end: counts.append(end - begin) or read(self, begin, end))
+    for number in range(6):
+        counts.clear()
+        assert np.array_equal(tensor.layer(number)(), values[number].numpy())
+        assert transposed or sum(counts) < 200 * 100 * 4 + 8192
+    assert np.array_equal(tensor.whole()(), values.numpy())
 
 
 def test_an_object(written):
