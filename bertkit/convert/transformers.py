@@ -28,7 +28,7 @@ from bertkit.core.config import CONFIG_NAME, PretrainedConfig, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.hub import TOKENIZER_FILES
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
-from bertkit.core.spec import Param, Variant
+from bertkit.core.spec import Variant
 from bertkit.core.tensors import LazyTensor, widen
 from bertkit.core.variants import VARIANTS, find_variant
 
@@ -82,24 +82,8 @@ def differences(config: PretrainedConfig) -> list[str]:
     return [text for kind, applies, text in DIFFERENCES if kind in ("*", config.model_type) and applies(config)]
 
 
-def unused_bottlenecks(config: PretrainedConfig, prefix: str = "") -> list[Param]:
-    """Tensors of MobileBERT that transformers makes and never reads: with `use_bottleneck_attention`, shared bottlenecks."""
-    if not isinstance(config, MobileBertConfig) or not (
-        config.use_bottleneck and config.use_bottleneck_attention and config.key_query_shared_bottleneck
-    ):
-        return []
-    used = copy.deepcopy(config)
-    used.use_bottleneck_attention = False
-    return [Param(prefix + param.name, param.shape, param.kind) for param in MOBILEBERT.encoder(used)
-            if ".bottleneck.attention." in param.name]
-
-
 def _zeros(shape: tuple[int, ...]) -> LazyTensor:
     return LazyTensor(shape, "F32", partial(np.zeros, shape, np.float32))
-
-
-def _prefix(variant: Variant, task: str) -> str:
-    return "" if task == "Model" else f"{variant.prefix}."
 
 
 def _described(original: Original, task: str) -> dict[str, bytes | Write]:
@@ -112,10 +96,9 @@ def _described(original: Original, task: str) -> dict[str, bytes | Write]:
 def _write_torch(original: Original, options: Options) -> dict[str, bytes | Write]:
     variant, config, task = original.variant, original.config, original.task or "Model"
     tensors = dict(original.translation.tensors)
-    empty = [param for param in variant.params(task, config).values() if param.kind == "derived"]
-    empty += unused_bottlenecks(config, _prefix(variant, task))
-    for param in empty:
-        tensors[param.name] = _zeros(param.shape)
+    for param in variant.params(task, config).values():
+        if param.kind == "derived":
+            tensors[param.name] = _zeros(param.shape)
     original.notes.extend(differences(config))
 
     def write(file: BinaryIO, wrote: Callable[[int], Any]) -> None:
@@ -185,15 +168,13 @@ def _read_tensorflow(opened: Opened, options: Options) -> Original:
         raise ConfigError(f"decoder: got {options.decoder!r}, expected 'tied' or 'own'")
     config, notes = MobileBertConfig.from_dict({**opened.settings, **(options.config or {})}), []
     bodies = (MOBILEBERT.params(task, config) for task in MOBILEBERT.tasks if task != "Model")
-    known = {name for params in bodies for name in params}
-    unused = {param.name: "a bottleneck that use_bottleneck_attention leaves unused"
-              for param in unused_bottlenecks(config, _prefix(MOBILEBERT, ""))}
+    known = {name: param for params in bodies for name, param in params.items()}
     datasets, result = opened.facts["datasets"], Translation()
     for name, tensor in opened.tensors.items():
-        if name in unused:
-            result.left_out[datasets[name]] = unused[name]
-        elif name not in known:
+        if name not in known:
             result.unknown.append(datasets[name])
+        elif known[name].kind == "derived":
+            result.left_out[datasets[name]] = "nothing uses it where use_bottleneck_attention is set"
         else:
             result.tensors[name] = tensor
             kind = "transposed" if datasets[name].endswith("/kernel:0") else "renamed"
@@ -237,18 +218,22 @@ def _write_tensorflow(original: Original, options: Options) -> dict[str, bytes |
         problems.append(f"hidden_act: it has no {config.hidden_act}")
     if problems:
         raise ConfigError("TFMobileBert cannot be this model", problems)
-    unused = unused_bottlenecks(config, _prefix(MOBILEBERT, task))
-    sources = {**given, **{param.name: _zeros(param.shape) for param in unused}}
+    params, sources = MOBILEBERT.params(task, config), dict(given)
     if WORDS in given:
         sources.setdefault(DECODER, given[WORDS])
+    used = copy.deepcopy(config)
+    used.use_bottleneck_attention = False
+    kinds = {name: param.kind for name, param in MOBILEBERT.params(task, used).items()}
     tensors: dict[str, LazyTensor] = {}
-    for param in (*MOBILEBERT.params(task, config).values(), *unused):
+    for name, param in params.items():
+        if param.kind == "derived":
+            sources[name] = _zeros(param.shape)
         # The head has one bias, which stands beside the decoder.
-        if param.name in sources and not param.name.endswith(".decoder.bias"):
-            name = param.name if task != "Model" else f"{MOBILEBERT.prefix}.{param.name}"
-            path = keras_path(replace(param, name=name), true_norms=config.normalization_type == "layer_norm")
-            source = sources[param.name]
-            tensors[path] = _transposed(source) if param.kind == "kernel" else source
+        if name in sources and not name.endswith(".decoder.bias"):
+            full = name if task != "Model" else f"{MOBILEBERT.prefix}.{name}"
+            param = replace(param, name=full, kind=kinds[name])
+            path = keras_path(param, true_norms=config.normalization_type == "layer_norm")
+            tensors[path] = _transposed(sources[name]) if param.kind == "kernel" else sources[name]
     original.notes.extend(note for note in differences(config) if not note.startswith("layer_norm_eps"))
     model = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", f"TF{MOBILEBERT.name}{task}").lower()
 

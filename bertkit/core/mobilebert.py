@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from bertkit.core import bert
@@ -176,6 +177,10 @@ def _layer(config: MobileBertConfig, layer: int) -> Params:
         yield from under("bottleneck.input", _bottleneck(inner, width))
     if config.has_query_bottleneck:
         yield from under("bottleneck.attention", _bottleneck(inner, width))
+    elif config.use_bottleneck and config.key_query_shared_bottleneck:
+        # transformers makes one all the same, which nothing reads.
+        for param in under("bottleneck.attention", _bottleneck(inner, width)):
+            yield replace(param, kind="derived")
     for index in range(config.num_feedforward_networks - 1):
         yield from under(f"ffn.{index}", _feed_forward(config))
 

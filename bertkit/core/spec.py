@@ -21,7 +21,7 @@ KINDS = ("kernel", "matrix", "embedding", "norm_scale", "norm_shift", "bias", "c
 - embedding, norm_scale, norm_shift, bias: as in both frameworks.
 - conv: depthwise convolution kernel [heads, 1, window, 1].
 - stat: a statistic gathered in training; starts from its default where a checkpoint lacks it.
-- derived: computed from other tensors on every use; read past, never kept and never written.
+- derived: computed from other tensors on every use, or never used; read past, never kept and never written.
 """
 
 
