@@ -248,21 +248,28 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
 # -- opening ------------------------------------------------------------------------------------------------------------
 def _recognise_loose(sample: Sample) -> bool:
     """Whether a directory or file is Megatron's; the names in it decide against megatron-core."""
+    files = _files(sample)
+    if files is None:
+        return sample.path.name in MODEL_FILES
     if sample.is_directory:
-        files = Files(sample)
         return bool(files.models) and _has_legacy_names(lambda: pickle_reader.load(files.open(files.models[0])), True)
-    return not _is_archive(sample) and _has_legacy_names(lambda: sample.content, sample.path.name in MODEL_FILES)
+    return files.is_one and _has_legacy_names(lambda: sample.content, sample.path.name in MODEL_FILES)
 
 
 def _recognise_zip(sample: Sample) -> bool:
-    return not sample.is_directory and _is_archive(sample) and bool(Files(sample).models)
+    """Whether a file is a zip archive of ranks."""
+    files = _files(sample)
+    if files is None:
+        return sample.path.suffix == ".zip"
+    return not sample.is_directory and not files.is_one and bool(files.models)
 
 
-def _is_archive(sample: Sample) -> bool:
+def _files(sample: Sample) -> Files | None:
+    """The files of a sample; None of an archive that is damaged or hostile, for opening it says so."""
     try:
-        return not Files(sample).is_one
-    except CheckpointError:  # damaged or hostile: whoever opens it says so
-        return False
+        return Files(sample)
+    except CheckpointError:
+        return None
 
 
 def _has_legacy_names(load: Callable[[], Any], damaged: bool) -> bool:
@@ -291,7 +298,7 @@ def open_megatron(sample: Sample) -> Opened:
                               "Names of megatron-core are read with --from megatron-core.")
     tensors = merge(shards, layout_of(generation_of(names), shards.version))
     return Opened(sample.path, f"Megatron-LM, {shards}", shards.files, tensors, shards.args,
-                  {"version": int(shards.version), "files": shards.around}, shards.left_out)
+                  {"version": int(shards.version), "ranks": shards.tensor_parallel, "files": shards.around}, shards.left_out)
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -321,6 +328,8 @@ def read_megatron(opened: Opened, options: Options) -> Original:
     task = _task(names, heads)
     if kept < rows:
         notes.append(f"the vocabulary was cut from {rows} to {kept} rows")
+    if opened.facts.get("ranks", 1) > 1:
+        notes.append(f"matrices were put together from the slices of {opened.facts['ranks']} tensor-parallel ranks")
     made = {}
     if OUR_TYPES not in names and OUR_WORDS in names:
         names[OUR_TYPES] = _zeros((2, sizes["hidden_size"]), names[OUR_WORDS].dtype)
@@ -385,7 +394,6 @@ def _settings(
             continue
         if setting in sizes and value != sizes[setting]:
             problems.append(f"{name}: the arguments say {value!r}, the tensors {sizes[setting]}")
-        settings.setdefault(setting, value)
         if setting not in sizes:
             settings[setting] = value
     notes = []
@@ -555,6 +563,9 @@ def write_megatron(original: Original, options: Options) -> dict[str, bytes | Wr
     version = 3 if options.checkpoint_version is None else options.checkpoint_version
     _check_writable(config, task, tensor_parallel, pipeline_parallel, version)
     tensors = {(name if task != "Model" else f"{BERT}.{name}"): value for name, value in original.translation.tensors.items()}
+    lacking = _misfits(tensors, config, task)
+    if lacking:
+        raise CheckpointError(f"{original.path} is no complete MegatronBert{task}", lacking)
     if task == "ForMaskedLM":
         _leave_out_types(tensors, original.notes)
     if task == "Model":

@@ -58,8 +58,8 @@ BAGGAGE = {
 READ = ("args", "checkpoint_version", "iteration", "total_iters")
 SAME_IN_A_RUN = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
-    "padded_vocab_size", "layernorm_epsilon", "bias_gelu_fusion", "openai_gelu", "onnx_safe", "bert_binary_head", "seed",
-    "model_parallel_size", "tensor_model_parallel_size", "pipeline_model_parallel_size",
+    "padded_vocab_size", "layernorm_epsilon", "norm_epsilon", "bias_gelu_fusion", "openai_gelu", "onnx_safe",
+    "bert_binary_head", "seed", "model_parallel_size", "tensor_model_parallel_size", "pipeline_model_parallel_size",
 )
 """Arguments that all files of one run agree on."""
 
@@ -102,15 +102,14 @@ class Layout:
 
     def slices_of(self, name: str) -> Slices | None:
         """How the ranks divide a tensor; None where each has a copy of it."""
-        name = next((self.copies[copy] for copy in self.copies if copy == name), name)
+        name = self.copies.get(name, name)
         return next((slices for template, slices in self.slices.items() if numbers_of(template, name) is not None), None)
 
     def layer_of(self, name: str) -> tuple[int, str] | None:
         """The number of the layer that a tensor belongs to, and what follows it in the name; None outside the layers."""
-        if not name.startswith(self.layers):
-            return None
-        number, _, rest = name[len(self.layers):].partition(".")
-        return (int(number), rest) if number.isdecimal() and number.isascii() and len(number) < 6 and rest else None
+        end = name.find(".", len(self.layers))
+        numbers = numbers_of(f"{self.layers}{{i}}", name[:end]) if end > 0 else None
+        return (numbers["i"], name[end + 1:]) if numbers else None
 
 
 # -- finding ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import zipfile
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -558,6 +559,26 @@ def test_a_truncated_file(tmp_path, capsys):
     assert code and "is damaged" in err and not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("name", ["../mp_rank_00/model_optim_rng.pt", "/release/mp_rank_00/model_optim_rng.pt"])
+def test_a_hostile_zip(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
+        archive.writestr(name, "content")
+    refused(tmp_path / "m.zip", "leads out of the archive")
+
+
+def test_a_truncated_zip(tmp_path):
+    archive = originals.zipped(tmp_path / "m.zip", written(tmp_path)[0])
+    archive.write_bytes(archive.read_bytes()[:100_000])
+    refused(archive, "is damaged")
+
+
+def test_only_whole_models_are_written(tmp_path):
+    original = read(written(tmp_path)[0])
+    del original.translation.tensors["cls.predictions.bias"]
+    with pytest.raises(CheckpointError, match=r"no complete MegatronBertForPreTraining"):
+        emit(tmp_path / "made", original)
+
+
 def test_a_vocabulary_of_another_model(tmp_path):
     path, _ = written(tmp_path)
     shutil.copy(TOKENIZER, path / "vocab.txt")
@@ -570,8 +591,10 @@ def test_a_vocabulary_of_another_model(tmp_path):
 def test_other_files_are_not_megatrons(tmp_path):
     torch.save({"model": {"encoder.layer.0.weight": torch.zeros(2)}}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    (tmp_path / "text.zip").write_bytes(b"PK and nothing else")
-    for name in ("other.pt", "list.pt", "text.zip"):
+    (tmp_path / "text.zip").write_bytes(b"<html>")
+    with zipfile.ZipFile(tmp_path / "notes.zip", "w") as archive:
+        archive.writestr("release/readme.txt", "nothing")
+    for name in ("other.pt", "list.pt", "text.zip", "notes.zip"):
         assert not any(format.recognise(Sample(tmp_path / name)) for format in (MEGATRON_LM, NGC_MEGATRON)), name
     assert not MEGATRON_LM.recognise(Sample(checkpoint(tmp_path / "own", "megatron-bert")))
     assert issubclass(CheckpointError, BertkitError) and cases.config("megatron-bert").model_type in MEGATRON_LM.model_types
