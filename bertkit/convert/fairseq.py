@@ -28,11 +28,25 @@ from bertkit.convert.fairseq_dictionary import (
     write_vocabulary,
 )
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
-from bertkit.convert.rules import SAME, Arrays, Facts, Operation, Rule, inverted, module, prefixed, table, tensor, translate
+from bertkit.convert.rules import (
+    SAME,
+    Arrays,
+    Facts,
+    Operation,
+    Rule,
+    Translation,
+    inverted,
+    module,
+    prefixed,
+    table,
+    tensor,
+    translate,
+)
 from bertkit.core import pickle_writer
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.core.initial import STATISTICS
+from bertkit.core.pickle_machine import Stub
 from bertkit.core.tensors import LazyTensor, RawTensor, converted, lazy, stored, widen
 
 
@@ -262,7 +276,13 @@ def _settings(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _members(part: Any) -> dict[Any, Any]:
-    return dict(vars(part)) if isinstance(part, SimpleNamespace) else dict(part) if isinstance(part, Mapping) else {}
+    """The entries of a namespace, a dictionary or a DictConfig; nothing where it is something else."""
+    if isinstance(part, SimpleNamespace):
+        return dict(vars(part))
+    if isinstance(part, Stub):  # omegaconf's containers and values, which fairseq wrote for a while
+        part = part.attributes.get("_content")
+    entries = part if isinstance(part, Mapping) else {}
+    return {name: entry.attributes.get("_val", entry) if isinstance(entry, Stub) else entry for name, entry in entries.items()}
 
 
 def _is_plain(value: Any) -> bool:
@@ -287,44 +307,44 @@ def read(opened: Opened, options: Options) -> Original:
                                *(f"holds: {name}" for name in list(opened.tensors)[:5])],
                               "RoBERTa's names begin with encoder.sentence_encoder or decoder.sentence_encoder.")
     notes: list[str] = []
-    heads = [*dict.fromkeys(match[1] for name in opened.tensors if (match := HEAD.fullmatch(name)))]
-    if theirs.get("classification_head_name", heads) not in (*heads, heads):
-        raise ConfigError(f"classification_head_name: got {theirs['classification_head_name']!r}, the file has "
-                          f"{', '.join(heads) or 'none'}")
-    head = _head(heads, settings, options.task, notes)
-    left_out = {f"{prefix}{name}": reason for prefix in PREFIXES for name, reason in LEFT_OUT.items()}
-    left_out |= {f"classification_heads.{name}.*": "a head that was not asked for" for name in heads if name != head}
-    derived = {name: "follows from the weights" for name in opened.tensors if name.rpartition(".")[2] in DERIVED}
-    weights = {name: tensor for name, tensor in opened.tensors.items() if name not in derived}
-    translation = translate(weights, names_table(head), left_out=left_out)
-    translation.left_out |= derived
-    translation.check(f"{opened.path} holds tensors that no I-BERT has (architecture {arch!r})",
-                      "Pre-norm encoders, quantisation noise and other heads cannot be expressed.")
+    head = _head(opened.tensors, settings, theirs, options.task, notes)
+    translation = _translation(opened, head, arch)
     tensors = translation.tensors
     values = _config_values(opened.path, tensors, settings, head, options)
     _cut(opened.path, tensors, options.vocab_size)
     made = _token_types(tensors, notes)
-    if "lm_head.dense.weight" in tensors and _is_zero(tensors["lm_head.dense.weight"]):
-        for name in [name for name in tensors if name.startswith("lm_head.")]:
-            del tensors[name]
-            translation.left_out[name] = "an empty language-model head"
-    untied = {"tied": False, "own": True}.get(options.decoder or "", bool(settings.get("untie_weights_roberta")))
-    values["tie_word_embeddings"] = not (untied and DECODER in tensors)
+    values["tie_word_embeddings"] = _is_tied(translation, settings, options)
     vocabulary = _vocabulary(opened, options, tensors)
     values |= {"bos_token_id": vocabulary.ids["<s>"], "eos_token_id": vocabulary.ids["</s>"]}
     if head is not None:
         values |= _label_values(opened, options, tensors, settings)
-    quantised = f"{OURS_PREFIX}embeddings.output_activation.{ACTIVATION[0]}" in tensors
-    if quantised and not ours.get("quant_mode", False):
-        mode = settings.get("quant_mode") or "unknown"
-        notes.append(f"the activation ranges came along (quant_mode was {mode!r}), but the model is set to compute in float; "
-                     "for quant_mode=True run it in training mode on a few batches, as fairseq has no range for the last "
-                     "layer's output")
     if options.hf_compat:
         values["hf_compat_scales"] = True
-    task = "ForSequenceClassification" if head else "ForMaskedLM" if DECODER_BIAS in tensors else "Model"
-    return Original(opened.path, opened.format, IBERT, IBertConfig.from_dict({**values, **ours}), translation,
-                    options.task or task, made, vocabulary.files, [*notes, *vocabulary.notes])
+    config = IBertConfig.from_dict({**values, **ours})
+    if f"{OURS_PREFIX}embeddings.output_activation.{ACTIVATION[0]}" in tensors:
+        mode = settings.get("quant_mode") or "unknown"
+        notes.append(f"the activation ranges came along (quant_mode was {mode!r}), but fairseq has none for the last layer's "
+                     "output: run the model in training mode on a few batches before it computes in integers (quant_mode=True)")
+    task = options.task or ("ForSequenceClassification" if head else "ForMaskedLM" if DECODER_BIAS in tensors else "Model")
+    return Original(opened.path, opened.format, IBERT, config, translation, task, made, vocabulary.files,
+                    [*notes, *vocabulary.notes])
+
+
+def _translation(opened: Opened, head: str | None, arch: str) -> Translation:
+    """The tensors under our names.
+
+    Raises:
+        CheckpointError: listing those that I-BERT lacks.
+    """
+    left_out = {f"{prefix}{name}": reason for prefix in PREFIXES for name, reason in LEFT_OUT.items()}
+    left_out |= {f"classification_heads.{name}.*": "a head that was not asked for"
+                 for name in _heads(opened.tensors) if name != head}
+    derived = {name: "follows from the weights" for name in opened.tensors if name.rpartition(".")[2] in DERIVED}
+    weights = {name: tensor for name, tensor in opened.tensors.items() if name not in derived}
+    translation = translate(weights, names_table(head), left_out=left_out)
+    translation.left_out |= derived | opened.left_out
+    return translation.check(f"{opened.path} holds tensors that no I-BERT has (architecture {arch!r})",
+                             "Pre-norm encoders, quantisation noise and other heads cannot be expressed.")
 
 
 def _chosen_settings(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -340,11 +360,25 @@ def _chosen_settings(options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
     return theirs, ours
 
 
-def _head(heads: list[str], settings: Mapping[str, Any], task: str | None, notes: list[str]) -> str | None:
-    """The classification head that becomes ours: the one that is named, fairseq's default, or the only one."""
+def _heads(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    return [*dict.fromkeys(match[1] for name in tensors if (match := HEAD.fullmatch(name)))]
+
+
+def _head(
+    tensors: Mapping[str, LazyTensor], settings: Mapping[str, Any], chosen: Mapping[str, Any], task: str | None,
+    notes: list[str],
+) -> str | None:
+    """The classification head that becomes ours: the one that is named, fairseq's default, or the only one.
+
+    Raises:
+        ConfigError: when the user names one that is not there.
+    """
+    heads, named = _heads(tensors), settings.get("classification_head_name")
+    if "classification_head_name" in chosen and named not in heads:
+        raise ConfigError(f"classification_head_name: got {named!r}, the file has {', '.join(heads) or 'none'}")
     if task is not None and not task.endswith("ForSequenceClassification"):
         return None
-    for name in (settings.get("classification_head_name"), DEFAULT_HEAD):
+    for name in (named, DEFAULT_HEAD):
         if name in heads:
             return name
     if len(heads) > 1:
@@ -434,6 +468,30 @@ def _token_types(tensors: dict[str, LazyTensor], notes: list[str]) -> dict[str, 
     words = tensors[WORDS]
     tensors[TYPES] = converted(TYPES, lazy(np.zeros((1, words.shape[1]), np.float32)), words.dtype)
     return {TYPES: "a row of zeros: RoBERTa has no token types"}
+
+
+def _is_tied(translation: Translation, settings: Mapping[str, Any], options: Options) -> bool:
+    """Whether the decoder is the word embeddings; an empty language-model head and a copied decoder are dropped."""
+    tensors = translation.tensors
+    dense, decoder, words = tensors.get("lm_head.dense.weight"), tensors.get(DECODER), tensors[WORDS]
+    if dense is not None and _is_zero(dense):
+        _drop(translation, [name for name in tensors if name.startswith("lm_head.")], "an empty language-model head")
+        return True
+    if decoder is None:
+        return True
+    if decoder.position == words.position > 0 and (decoder.shape, decoder.dtype) == (words.shape, words.dtype):
+        _drop(translation, [DECODER], "the word embeddings once more")
+        return True
+    if options.decoder is not None:
+        return options.decoder == "tied"
+    return not settings.get("untie_weights_roberta", False)
+
+
+def _drop(translation: Translation, names: list[str], reason: str) -> None:
+    old = {change.new[0]: change.old[0] for change in translation.changes}
+    for name in names:
+        del translation.tensors[name]
+        translation.left_out[old.get(name, name)] = reason
 
 
 def _is_zero(tensor: LazyTensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ GENERATIONS = {
     "0.9": (OLD, {"args": theirs.arguments(), "legacy": True}),
     "0.10": ({}, {"args": theirs.arguments()}),
     "1.0": ({"norm": "layernorm_embedding", "version": True}, {"cfg": theirs.hydra()}),
+    "1.0, omegaconf": ({"norm": "layernorm_embedding", "version": True}, {"cfg": theirs.DictConfig(theirs.hydra())}),
     "1.0, namespace": ({"norm": "layernorm_embedding", "version": True}, {"cfg": {"model": theirs.arguments(), "task": None}}),
     "untied": ({"untied": True}, {"args": theirs.arguments(untie_weights_roberta=True)}),
     "I-BERT": ({"quantised": True}, {"args": theirs.arguments(quant_mode="symmetric", force_dequant="gelu")}),
@@ -189,6 +191,14 @@ def test_bare_weights_and_settings(tmp_path):
         convert(tmp_path / "weights.pt", tmp_path / "new", config={"encoder_heads": 2})
 
 
+def test_token_types_come_along(tmp_path):
+    model = theirs.weights()
+    model["encoder.sentence_encoder.segment_embeddings.weight"] = torch.ones(2, theirs.WIDTH)
+    report = convert(theirs.save(tmp_path / "model.pt", model, args=theirs.arguments()), tmp_path / "ours")
+    assert settings(tmp_path / "ours")["type_vocab_size"] == 2 and any("it has token types" in note for note in report.notes)
+    assert arrays(tmp_path / "ours")["ibert.embeddings.token_type_embeddings.weight"].all()
+
+
 def test_rows_after_the_vocabulary_are_cut(tmp_path):
     model = theirs.weights()
     for name, value in model.items():
@@ -220,10 +230,14 @@ def test_there_and_back(name, tmp_path):
     tied = written["encoder.lm_head.weight"].data_ptr() == written["encoder.sentence_encoder.embed_tokens.weight"].data_ptr()
     assert tied != recipe.get("untied", False)
     assert "dict.txt" in report.files
-    convert(tmp_path / "theirs", tmp_path / "second")
+    again = convert(tmp_path / "theirs", tmp_path / "second")
     first, second = arrays(tmp_path / "first"), arrays(tmp_path / "second")
     assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
     assert settings(tmp_path / "first") == settings(tmp_path / "second")
+    lost = {"encoder.lm_head.weight": "the word embeddings once more"} if "untied" not in recipe else {}
+    if "heads" in recipe:
+        lost = {name: "an empty language-model head" for name in written if "lm_head" in name}
+    assert again.left_out == {"optimizer_history": ANY, "extra_state": ANY, "task_state": ANY, **lost}
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 

@@ -6,10 +6,13 @@ it; nothing of bertkit is used. `forward` is what RoBERTa computes, on the names
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -149,8 +152,37 @@ def hydra(**changes: Any) -> dict[str, Any]:
             "model": {"_name": "roberta", **model, **changes}}
 
 
+class Node:
+    """A value or container of omegaconf, which knows its parent."""
+
+    def __init__(self, parent: Node | None, **content: Any) -> None:
+        self.__dict__ |= {"_metadata": None, "_parent": parent, **content}
+
+
+class AnyNode(Node):
+    """A value."""
+
+    __module__, __qualname__ = "omegaconf.nodes", "AnyNode"
+
+
+class DictConfig(Node):
+    """A dictionary, as fairseq wrote its settings for some months."""
+
+    __module__, __qualname__ = "omegaconf.dictconfig", "DictConfig"
+
+    def __init__(self, content: dict[str, Any], parent: Node | None = None) -> None:
+        super().__init__(parent)
+        self._content = {name: DictConfig(value, self) if isinstance(value, dict) else AnyNode(self, _val=value)
+                         for name, value in content.items()}
+
+
+OMEGACONF = {"omegaconf": ModuleType("omegaconf"), "omegaconf.nodes": ModuleType("omegaconf.nodes"),
+             "omegaconf.dictconfig": ModuleType("omegaconf.dictconfig")}
+OMEGACONF["omegaconf.nodes"].AnyNode, OMEGACONF["omegaconf.dictconfig"].DictConfig = AnyNode, DictConfig
+
+
 def save(
-    path: Path, model: OrderedDict[str, Tensor], args: Namespace | None = None, cfg: dict[str, Any] | None = None,
+    path: Path, model: OrderedDict[str, Tensor], args: Namespace | None = None, cfg: dict[str, Any] | DictConfig | None = None,
     legacy: bool = False,
 ) -> Path:
     """A checkpoint file with the state of the training.
@@ -177,7 +209,8 @@ def save(
     }
     if cfg is None:
         del state["cfg"], state["criterion"], state["task_state"]
-    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    with patch.dict(sys.modules, OMEGACONF):  # where pickle looks the classes up
+        torch.save(state, path, _use_new_zipfile_serialization=not legacy)
     return path
 
 
