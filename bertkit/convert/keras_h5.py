@@ -103,9 +103,9 @@ class KerasWeights:
         """The state-dict names."""
         return list(self._paths)
 
-    def dataset(self, name: str) -> str:
-        """The name of a tensor in the file."""
-        return self._paths[name]
+    def datasets(self) -> dict[str, LazyTensor]:
+        """Every tensor as the file has it, by the path of its dataset."""
+        return {path: self._stored(path) for path in self._paths.values()}
 
     def info(self, name: str) -> LazyTensor:
         """Shape and dtype."""
@@ -113,23 +113,32 @@ class KerasWeights:
 
     def read(self, name: str) -> np.ndarray:
         """The numbers of a tensor, in PyTorch's layout."""
-        try:
-            value = self._dataset(name)[()]
-        except BROKEN as error:
-            raise CheckpointError(f"{self.path} is damaged", [f"{self._paths[name]}: {error}"]) from error
-        return value.T if self._is_kernel(name) else value
+        return self.lazy(name).read()  # type: ignore[return-value]
 
     def lazy(self, name: str) -> LazyTensor:
         """A tensor as `write_checkpoint` takes it."""
-        dataset = self._dataset(name)
-        shape = dataset.shape[::-1] if self._is_kernel(name) else dataset.shape
-        return LazyTensor(shape, DTYPES[dataset.dtype.name], lambda: self.read(name))
+        path = self._paths[name]
+        return transposed(self._stored(path)) if is_kernel(path) else self._stored(path)
 
-    def _is_kernel(self, name: str) -> bool:
-        return self._paths[name].endswith("/kernel:0")
+    def _stored(self, path: str) -> LazyTensor:
+        def read() -> np.ndarray:
+            try:
+                return self._content[path][()]
+            except BROKEN as error:
+                raise CheckpointError(f"{self.path} is damaged", [f"{path}: {error}"]) from error
 
-    def _dataset(self, name: str) -> Any:
-        return self._content[self._paths[name]]
+        dataset = self._content[path]
+        return LazyTensor(dataset.shape, DTYPES[dataset.dtype.name], read)
+
+
+def is_kernel(path: str) -> bool:
+    """Whether a dataset is the weight of a linear layer, of which PyTorch has the transpose."""
+    return path.endswith("/kernel:0")
+
+
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    """The transpose of a tensor of any dtype that numpy has."""
+    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: stored(tensor())[0].T, tensor.position)
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bertkit.convert.keras_h5 import KerasWeights, keras_path, write_keras_weights
+from bertkit.convert.keras_h5 import KerasWeights, is_kernel, keras_path, torch_name, transposed, write_keras_weights
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import Change, Translation
 from bertkit.convert.source import KERAS_FILE, has_weights, open_source
@@ -159,8 +159,7 @@ def _open_tensorflow(sample: Sample) -> Opened:
     names = [name for name in TOKENIZER_FILES if name != CONFIG_NAME]
     tokenizer = [directory / name for name in names if (directory / name).is_file()]
     return Opened(sample.path, "TensorFlow weights of transformers", [file.name],
-                  {name: weights.lazy(name) for name in weights.names()}, settings,
-                  {"tokenizer_files": tokenizer, "datasets": {name: weights.dataset(name) for name in weights.names()}})
+                  weights.datasets(), settings, {"tokenizer_files": tokenizer})
 
 
 def _read_tensorflow(opened: Opened, options: Options) -> Original:
@@ -169,26 +168,24 @@ def _read_tensorflow(opened: Opened, options: Options) -> Original:
     config, notes = MobileBertConfig.from_dict({**opened.settings, **(options.config or {})}), []
     bodies = (MOBILEBERT.params(task, config) for task in MOBILEBERT.tasks if task != "Model")
     known = {name: param for params in bodies for name, param in params.items()}
-    datasets, result = opened.facts["datasets"], Translation()
-    for name, tensor in opened.tensors.items():
+    result = Translation()
+    for path, tensor in opened.tensors.items():
+        name = str(torch_name(path))
         if name not in known:
-            result.unknown.append(datasets[name])
+            result.unknown.append(path)
         elif known[name].kind == "derived":
-            result.left_out[datasets[name]] = "nothing uses it where use_bottleneck_attention is set"
+            result.left_out[path] = "nothing uses it where use_bottleneck_attention is set"
         else:
-            result.tensors[name] = tensor
-            kind = "transposed" if datasets[name].endswith("/kernel:0") else "renamed"
-            result.changes.append(Change(kind, (datasets[name],), (name,)))
+            result.tensors[name] = transposed(tensor) if is_kernel(path) else tensor
+            result.changes.append(Change("transposed" if is_kernel(path) else "renamed", (path,), (name,)))
     result.check(f"{opened.path} is no TFMobileBert, or one that its {CONFIG_NAME} does not describe")
-    _choose_decoder(result, config, options, datasets, notes)
+    _choose_decoder(result, config, options, notes)
     result.tensors = shaped_vocabulary(result.tensors, config, options, notes)
     return Original(opened.path, opened.format, MOBILEBERT, config, result, _task(MOBILEBERT, config),
                     tokenizer_files=_contents(opened.facts["tokenizer_files"]), notes=notes)
 
 
-def _choose_decoder(
-    result: Translation, config: MobileBertConfig, options: Options, datasets: Mapping[str, str], notes: list[str]
-) -> None:
+def _choose_decoder(result: Translation, config: MobileBertConfig, options: Options, notes: list[str]) -> None:
     """Keep the decoder of a language model, or the word embeddings in its place: TensorFlow's classes never tie the two."""
     shape = (config.vocab_size, config.embedding_size)
     decoder, words = result.tensors.get(DECODER), result.tensors.get(WORDS)
@@ -204,7 +201,9 @@ def _choose_decoder(
                      "tie_word_embeddings is off")
         return
     del result.tensors[DECODER]
-    result.left_out[datasets[DECODER]] = "the same as the word embeddings" if not distance else "the word embeddings are taken"
+    (change,) = (change for change in result.changes if change.new == (DECODER,))
+    result.changes.remove(change)
+    result.left_out[change.old[0]] = "the same as the word embeddings" if not distance else "the word embeddings are taken"
     if distance:
         notes.append(f"the decoder differs from the word embeddings by up to {distance:.3g} and was left out, as in PyTorch's "
                      "classes: --decoder own keeps it, and with it the scores that TensorFlow gives")
@@ -233,7 +232,7 @@ def _write_tensorflow(original: Original, options: Options) -> dict[str, bytes |
             full = name if task != "Model" else f"{MOBILEBERT.prefix}.{name}"
             param = replace(param, name=full, kind=kinds[name])
             path = keras_path(param, true_norms=config.normalization_type == "layer_norm")
-            tensors[path] = _transposed(sources[name]) if param.kind == "kernel" else sources[name]
+            tensors[path] = transposed(sources[name]) if param.kind == "kernel" else sources[name]
     original.notes.extend(note for note in differences(config) if not note.startswith("layer_norm_eps"))
     model = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", f"TF{MOBILEBERT.name}{task}").lower()
 
@@ -241,10 +240,6 @@ def _write_tensorflow(original: Original, options: Options) -> dict[str, bytes |
         write_keras_weights(file, model, tensors, wrote)
 
     return {KERAS_FILE: write, **_described(original, task)}
-
-
-def _transposed(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: widen(tensor()).T, tensor.position)
 
 
 TRANSFORMERS = Format(
