@@ -110,6 +110,10 @@ OUR_WORDS = "bert.embeddings.word_embeddings.weight"
 OUR_TYPES = "bert.embeddings.token_type_embeddings.weight"
 
 
+CLASSIFIERS = {"ForSequenceClassification": "classification_head", "ForMultipleChoice": "multichoice_head"}
+"""Their name of the classifier, by task."""
+
+
 # -- operations ---------------------------------------------------------------------------------------------------------
 FUSED = {0: ("part", "head", "row"), 1: ("head", "row", "part"), 2: ("head", "part", "row"), 3: ("head", "part", "row")}
 """Order, in the rows of the fused projection, of part (query, key, value), head, and row in the head, by version."""
@@ -314,37 +318,37 @@ def read_megatron(opened: Opened, options: Options) -> Original:
         ConfigError: when an option is impossible.
     """
     args, ours = _with_options(opened.settings, options.config or {})
+    problems: list[str] = []
+    notes: list[str] = []
     generation = generation_of(opened.tensors)
-    sizes, problems = _sizes(opened.tensors, generation)
-    settings, more, notes = _settings(args, sizes, options.hf_compat)
+    sizes = _sizes(opened.tensors, generation, problems)
+    settings = _settings(args, sizes, options.hf_compat, problems, notes)
     rows = sizes.get("vocab_size", 0)
-    kept = _kept_rows(rows, args, options, more)
-    facts = {"version": opened.facts["version"], "heads": settings["num_attention_heads"], "vocab_size": kept}
-    heads = [name for name in ("multichoice_head", "classification_head") if f"{name}.weight" in opened.tensors]
-    rules = rules_of(generation, CUT if kept < rows else SAME, *heads[:1])
-    translation = translate(opened.tensors, rules, facts)
-    translation.left_out |= opened.left_out
-    names = translation.tensors
-    task = _task(names, heads)
+    kept = _kept_rows(rows, args, options, problems)
     if kept < rows:
         notes.append(f"the vocabulary was cut from {rows} to {kept} rows")
     if opened.facts.get("ranks", 1) > 1:
         notes.append(f"matrices were put together from the slices of {opened.facts['ranks']} tensor-parallel ranks")
-    made = {}
+    facts = {"version": opened.facts["version"], "heads": settings["num_attention_heads"], "vocab_size": kept}
+    classifier = next((name for name in CLASSIFIERS.values() if f"{name}.weight" in opened.tensors), "classification_head")
+    translation = translate(opened.tensors, rules_of(generation, CUT if kept < rows else SAME, classifier), facts)
+    translation.left_out |= opened.left_out
+    names, made = translation.tensors, {}
     if OUR_TYPES not in names and OUR_WORDS in names:
-        names[OUR_TYPES] = _zeros((2, sizes["hidden_size"]), names[OUR_WORDS].dtype)
+        names[OUR_TYPES] = _zeros((2, names[OUR_WORDS].shape[-1]), names[OUR_WORDS].dtype)
         made[OUR_TYPES] = "trained without token types: zeros"
-        settings["type_vocab_size"] = 2
+    task = _task(names, classifier)
+    problems += [*(f"unknown: {name}" for name in translation.unknown), *translation.problems]
+    config = MegatronBertConfig()
     try:
         config = MegatronBertConfig(**{**settings, "vocab_size": kept, **_labels(names, task), **ours})
-        more += _misfits(names, config, task)
+        problems += _misfits(names, config, task)
     except ConfigError as error:
-        config, more = MegatronBertConfig(), [*more, *error.problems]
-    problems += [*(f"unknown: {name}" for name in translation.unknown), *translation.problems, *more]
+        problems += error.problems
     if problems:
         raise CheckpointError(f"{opened.path} is not a MegatronBERT that can be read", problems[:60],
                               "Arguments that are wrong, or that the file lacks, can be given with --config, as JSON.")
-    if task == "Model" and f"{BERT}.pooler.dense.weight" not in names and made and options.task is None:
+    if task == "Model" and made and f"{BERT}.pooler.dense.weight" not in names and options.task is None:
         raise CheckpointError(f"{opened.path} has neither heads nor a pooler nor token types: it may be a GPT",
                               remedy="If it is a BERT, choose --task Model.")
     tokenizer_files = _tokenizer(opened, options, args, config, notes)
@@ -363,60 +367,66 @@ def _with_options(args: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[di
             {name: value for name, value in given.items() if name not in theirs})
 
 
-def _sizes(tensors: Mapping[str, LazyTensor], generation: Generation) -> tuple[dict[str, int], list[str]]:
+def _sizes(tensors: Mapping[str, LazyTensor], generation: Generation, problems: list[str]) -> dict[str, int]:
     """The settings that the shapes tell."""
-    problems = []
-    found = {}
+    layout = layout_of(generation, 0)
+    layers = {layer[0] for name in tensors if (layer := layout.layer_of(name))}
+    if len(layers) != 1 + max(layers, default=-1):
+        problems.append(f"layers: there are {len(layers)}, with numbers up to {max(layers)}")
+    found = {"num_hidden_layers": len(layers), "type_vocab_size": 2}
     for setting, name, axis in (
         ("vocab_size", WORDS, 0), ("hidden_size", WORDS, 1), ("max_position_embeddings", POSITIONS, 0),
-        ("intermediate_size", f"{generation.layers}0.mlp.dense_h_to_4h.weight", 0), ("type_vocab_size", TYPES, 0),
+        ("type_vocab_size", TYPES, 0), ("intermediate_size", f"{generation.layers}0.mlp.dense_h_to_4h.weight", 0),
     ):
-        if name in tensors and len(tensors[name].shape) == 2 and 0 not in tensors[name].shape:
-            found[setting] = tensors[name].shape[axis]
-        elif name in tensors or setting not in ("type_vocab_size", "hidden_size"):
-            problems.append(f"{name}: got {list(tensors[name].shape)}, expected a matrix" if name in tensors
-                            else f"{name}: is not there")
-    layout = layout_of(generation, 0)
-    found["num_hidden_layers"] = 1 + max((layer[0] for name in tensors if (layer := layout.layer_of(name))), default=-1)
-    return found, problems
+        shape = tensors[name].shape if name in tensors else None
+        if shape is not None and len(shape) == 2 and 0 not in shape:
+            found[setting] = shape[axis]
+        elif shape is not None:
+            problems.append(f"{name}: got {list(shape)}, expected a matrix")
+        elif setting not in found and axis == 0:
+            problems.append(f"{name}: is not there")
+    return found
 
 
 def _settings(
-    args: Mapping[str, Any], sizes: Mapping[str, int], hf_compat: bool
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The configuration that arguments and shapes give, what contradicts in them, and what a user should know."""
-    problems = [f"{name}: the arguments say {args[name]!r}, with which it is no MegatronBERT"
-                for name, values in SUPPORTED.items() if args.get(name) is not None and args[name] not in values]
-    settings: dict[str, Any] = {"layer_norm_eps": EPSILON, **sizes}
+    args: Mapping[str, Any], sizes: Mapping[str, int], hf_compat: bool, problems: list[str], notes: list[str]
+) -> dict[str, Any]:
+    """The configuration that arguments and shapes give together."""
+    problems += [f"{name}: the arguments say {args[name]!r}, with which it is no MegatronBERT"
+                 for name, values in SUPPORTED.items() if args.get(name) is not None and args[name] not in values]
+    settings: dict[str, Any] = {"layer_norm_eps": EPSILON, **sizes, **_activations(args)}
     for name, setting in ARGUMENTS.items():
         value = args.get(name)
         if value is None or (hf_compat and name not in READ_BY_TRANSFORMERS):
             continue
-        if setting in sizes and value != sizes[setting]:
-            problems.append(f"{name}: the arguments say {value!r}, the tensors {sizes[setting]}")
         if setting not in sizes:
             settings[setting] = value
-    notes = []
-    hidden, heads = sizes.get("hidden_size", HEAD_SIZE), settings.get("num_attention_heads")
-    if heads is None:
-        heads = max(hidden // HEAD_SIZE, 1)
-        notes.append(f"the file does not say how many attention heads there are: {heads} of size {HEAD_SIZE} are taken")
-        if hidden % HEAD_SIZE:
-            problems.append(f"num_attention_heads: the file does not say it, and {hidden} is no multiple of {HEAD_SIZE}")
-    if not isinstance(heads, int) or isinstance(heads, bool) or not 0 < heads <= hidden or hidden % heads:
-        problems.append(f"num_attention_heads: got {heads!r}, expected a divisor of {hidden}")
-        heads = 1
-    size = args.get("kv_channels")
-    if size is not None and size != hidden // heads:
-        problems.append(f"kv_channels: the arguments say {size!r}, but {hidden} // {heads} heads is {hidden // heads}")
-    settings["num_attention_heads"] = heads
+        elif value != sizes[setting]:
+            problems.append(f"{name}: the arguments say {value!r}, the tensors {sizes[setting]}")
+    hidden = sizes.get("hidden_size", HEAD_SIZE)
+    settings["num_attention_heads"] = _heads(args, hidden, problems, notes)
     if hf_compat:
-        settings |= {"layer_norm_eps": 1e-12, "hidden_act": "gelu"}
+        settings |= {"layer_norm_eps": 1e-12, "hidden_act": "gelu", "head_act": None}
         settings |= {"tokenizer_type": args["tokenizer_type"]} if args.get("tokenizer_type") is not None else {}
         notes.append("epsilon 1e-12 and the erf form of GELU, as transformers' script writes them, whatever the training had")
-    else:
-        settings |= _activations(args)
-    return settings, problems, notes
+    return settings
+
+
+def _heads(args: Mapping[str, Any], hidden: int, problems: list[str], notes: list[str]) -> int:
+    """The number of attention heads, which no shape tells; 1 where it is impossible."""
+    heads, size = args.get("num_attention_heads"), args.get("kv_channels")
+    if heads is None and hidden % HEAD_SIZE:
+        problems.append(f"num_attention_heads: the file does not say it, and {hidden} is no multiple of {HEAD_SIZE}")
+        return 1
+    if heads is None:
+        heads = hidden // HEAD_SIZE
+        notes.append(f"the file does not say how many attention heads there are: {heads} of size {HEAD_SIZE} are taken")
+    if not isinstance(heads, int) or isinstance(heads, bool) or not 0 < heads <= hidden or hidden % heads:
+        problems.append(f"num_attention_heads: got {heads!r}, expected a divisor of {hidden}")
+        return 1
+    if size is not None and size != hidden // heads:
+        problems.append(f"kv_channels: the arguments say {size!r}, but {hidden} // {heads} heads is {hidden // heads}")
+    return heads
 
 
 def _activations(args: Mapping[str, Any]) -> dict[str, str]:
@@ -440,9 +450,10 @@ def _kept_rows(rows: int, args: Mapping[str, Any], options: Options, problems: l
     return kept
 
 
-def _task(names: Mapping[str, LazyTensor], heads: list[str]) -> str:
-    if heads:
-        return "ForMultipleChoice" if heads[0] == "multichoice_head" else "ForSequenceClassification"
+def _task(names: Mapping[str, LazyTensor], classifier: str) -> str:
+    """The class whose head a checkpoint has."""
+    if "classifier.weight" in names:
+        return next(task for task, name in CLASSIFIERS.items() if name == classifier)
     words, order = "cls.predictions.bias" in names, "cls.seq_relationship.weight" in names
     if words:
         return "ForPreTraining" if order else "ForMaskedLM"
@@ -450,8 +461,9 @@ def _task(names: Mapping[str, LazyTensor], heads: list[str]) -> str:
 
 
 def _labels(names: Mapping[str, LazyTensor], task: str) -> dict[str, int]:
-    weight = names.get("classifier.weight")
-    return {"num_labels": weight.shape[0]} if task == "ForSequenceClassification" and weight and weight.shape else {}
+    """The number of classes, which is the number of the classifier's rows."""
+    shape = names["classifier.weight"].shape if task == "ForSequenceClassification" else ()
+    return {"num_labels": shape[0]} if shape else {}
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> LazyTensor:
@@ -530,7 +542,6 @@ def _lower_case(opened: Opened, args: Mapping[str, Any], vocabulary: str, tokens
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------
-CLASSIFIERS = {"ForSequenceClassification": "classification_head", "ForMultipleChoice": "multichoice_head"}
 TASKS = ("ForPreTraining", "ForMaskedLM", "Model", *CLASSIFIERS)
 GELUS = {
     ("gelu", "gelu"): {"bias_gelu_fusion": False, "openai_gelu": False},

@@ -491,12 +491,12 @@ def test_arguments_against_tensors_all_at_once(tmp_path):
     change(path / FILE, edit)
     refused(path, "num_layers: the arguments say 5, the tensors 4", "hidden_size: the arguments say 32, the tensors 64",
             "ffn_hidden_size: ", "num_attention_heads: got 7, expected a divisor of 64", "padded_vocab_size: ",
-            "max_position_embeddings: the arguments say 17", "kv_channels: ", "vocab_size of the arguments: got 200",
+            "max_position_embeddings: the arguments say 17", "vocab_size of the arguments: got 200",
             "hidden_dropout_prob: got 'much'", "apply_residual_connection_post_layernorm: ", "swiglu: ",
             "unknown: language_model.encoder.layers.1.mlp.gate.weight")
     fixed = {name: value for name, value in vars(originals.arguments(Recipe(), 0, 0)).items() if name in args}
     fixed |= {"vocab_size": 128, "swiglu": False}
-    refused(path, "unknown: ", config=fixed)
+    refused(path, "unknown: ", "kv_channels: the arguments say 4", config={**fixed, "kv_channels": 4})
     change(path / FILE, lambda tree: tree["model"]["language_model"]["encoder"].pop("layers.1.mlp.gate.weight"))
     refused(path, "missing: bert.encoder.layer.2.output.dense.bias", config=fixed)
 
@@ -512,12 +512,14 @@ def test_arguments_against_tensors_all_at_once(tmp_path):
                                                                      torch.zeros(10)}), "query_key_value.bias F32 [10]"),
     (lambda tree: tree["model"]["language_model"]["embedding"]["position_embeddings"].update(weight=torch.zeros(0, 64)),
      "position_embeddings.weight: got [0, 64]"),
+    (lambda tree: tree["model"]["language_model"]["encoder"].update({"layers.99999999.mlp.dense_h_to_4h.bias": torch.zeros(2)}),
+     "layers: there are 5, with numbers up to 99999999"),
     (lambda tree: tree.update(checkpoint_version=7.0), "checkpoint_version is 7.0"),
     (lambda tree: tree.update(checkpoint_version="3"), "checkpoint_version is '3'"),
     (lambda tree: tree.pop("model"), "is no Megatron checkpoint"),
     (lambda tree: tree.update(args=[1]), "num_attention_heads: the file does not say it"),
     (lambda tree: tree["model"]["language_model"].update(again=tree["model"]), "in a circle"),
-], ids=range(13))
+], ids=range(14))
 def test_damaged_trees(tmp_path, edit, expected):
     path, _ = written(tmp_path, hidden=72, args={}) if "does not say" in expected else written(tmp_path)
     change(path / FILE, edit)
