@@ -33,6 +33,7 @@ from bertkit.convert.megatron import (
 from bertkit.convert.megatron_shards import (
     BAGGAGE,
     MODEL_FILES,
+    READ,
     TRACKER,
     Files,
     Layout,
@@ -157,7 +158,7 @@ def open_ranks(sample: Sample) -> Opened:
     if untied is None:  # a first stage that is also the last has a decoder only if it is one of its own
         untied = shards.pipeline_parallel == 1 and DECODER in names
     return Opened(sample.path, f"megatron-core, {shards}", shards.files, merge(shards, layout_of(not untied)), shards.args,
-                  {"files": shards.around}, shards.left_out)
+                  {"files": shards.around, "ranks": shards.tensor_parallel}, shards.left_out)
 
 
 # -- directories of torch.distributed.checkpoint --------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def _folders(sample: Sample) -> list[str]:
 
 
 def open_directory(sample: Sample) -> Opened:
-    """Open a directory that megatron-core wrote with `--ckpt-format torch_dist`; stacked layers are taken apart.
+    """Open a directory that megatron-core wrote with `--ckpt-format torch_dist` or `torch_dcp`; stacked layers are taken apart.
 
     Args:
         sample: the directory of the run, or of one iteration.
@@ -194,7 +195,7 @@ def open_directory(sample: Sample) -> Opened:
     names = []
     for name in [*checkpoint.names, *checkpoint.objects]:
         reason = _baggage(name)
-        if name == COMMON_OBJECT:
+        if name in (COMMON_OBJECT, *READ):
             continue
         if reason or name in checkpoint.objects:
             left_out[name] = reason or "no tensor"
@@ -210,7 +211,7 @@ def open_directory(sample: Sample) -> Opened:
 
 
 def _common(checkpoint: DistributedCheckpoint) -> Mapping[str, Any]:
-    """What is no tensor: arguments, iteration. It lies in a file of its own, in newer versions among the tensors."""
+    """What is no tensor: arguments, iteration. It lies in a file of its own, or among the tensors as one object or several."""
     file = checkpoint.directory / COMMON_FILE
     if file.is_file():
         content = pickle_reader.load(file)
@@ -218,7 +219,7 @@ def _common(checkpoint: DistributedCheckpoint) -> Mapping[str, Any]:
         saved = checkpoint.load_object(COMMON_OBJECT)
         content = saved[0] if isinstance(saved, list) and len(saved) == 1 else saved
     else:
-        return {}
+        content = {name: checkpoint.load_object(name) for name in READ if name in checkpoint.objects}
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{checkpoint.directory}: what is common to all ranks is a {type(content).__name__}",
                               remedy="Expected is a dictionary with the arguments of the run.")

@@ -22,7 +22,9 @@ from bertkit.core.errors import CheckpointError
 from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor, stored
 
 METADATA = ".metadata"
-LARGEST_METADATA = 1 << 28
+LARGEST_METADATA = 1 << 26
+LONGEST_NAME = 1000
+MOST_CHUNKS = 10_000
 LARGEST_GRID = 1 << 20
 SMALL = 1 << 16
 """Bytes up to which a chunk is read as a whole, although only some of it is wanted."""
@@ -173,15 +175,17 @@ class DistributedCheckpoint:
             raise CheckpointError(f"{self._file} is refused: it has {source.size} bytes", remedy=REMEDY)
         content = pickle_reader.load_pickle(source)
         tensors, places = (getattr(content, name, None) for name in ("state_dict_metadata", "storage_data"))
-        if not isinstance(tensors, dict) or not isinstance(places, dict) or not all(isinstance(name, str) for name in tensors):
+        if not isinstance(tensors, dict) or not isinstance(places, dict) or not all(map(_is_name, tensors)):
             raise CheckpointError(f"{self._file} was not written by torch.distributed.checkpoint", remedy=REMEDY)
         self._entries = tensors
         self._places: dict[str, dict[Numbers | None, Any]] = defaultdict(dict)
         for index, place in places.items():
             name, offset = getattr(index, "fqn", None), getattr(index, "offset", None)
-            if not isinstance(name, str) or (offset is not None and _numbers(offset) is None):
+            if not _is_name(name) or (offset is not None and _numbers(offset) is None):
                 raise CheckpointError(f"{self._file} is damaged: an entry of its storage_data has no name or offset",
                                       remedy=REMEDY)
+            if len(self._places[name]) == MOST_CHUNKS:
+                raise CheckpointError(f"{self._file} is refused: {name} has more than {MOST_CHUNKS} chunks")
             self._places[name][offset] = place
 
     @property
@@ -276,6 +280,10 @@ class DistributedCheckpoint:
         if begin + length > path.stat().st_size:
             raise ValueError(f"it lies at bytes {begin} to {begin + length} of {file}, which has {path.stat().st_size}")
         return Place(file, begin, length)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_NAME
 
 
 def _numbers(values: Any) -> Numbers | None:

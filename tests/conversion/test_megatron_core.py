@@ -113,6 +113,18 @@ def test_directories_of_torch_distributed(tmp_path, division):
     assert "state of Transformer Engine" in report.left_out.values() and "no tensor" not in report.left_out.values()
 
 
+def test_a_state_that_torch_took_apart_itself(tmp_path):
+    """`--ckpt-format torch_dcp`: arguments and iteration are objects among the tensors, and layers have numbers."""
+    tensors = originals.weights()
+    with originals.megatron() as package:
+        state = {"model": originals.engine_names(tensors), "args": originals.arguments(package), "checkpoint_version": 3.0,
+                 "iteration": 1000, "optimizer": {"state": {"lm_head.dense.bias": {"exp_avg": torch.zeros(HIDDEN)}}}}
+        torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "source" / "iter_0001000", no_dist=True)
+    report = convert(tmp_path / "source", tmp_path / "target")
+    same(contents(tmp_path / "target"), expected(tensors))
+    assert list(report.left_out) == ["optimizer.state.lm_head.dense.bias.exp_avg"]
+
+
 def test_a_single_file(tmp_path):
     tensors = originals.weights()
     file = originals.write_ranks(tmp_path / "source", tensors) / "iter_0001000" / "mp_rank_00" / "model_optim_rng.pt"

@@ -221,6 +221,21 @@ def test_metadata_that_is_none(directory, content, monkeypatch, tmp_path):
     assert not (tmp_path / "attacked").exists()
 
 
+def long_name(metadata):
+    metadata.state_dict_metadata["x" * 2000] = metadata.state_dict_metadata[WORDS]
+
+
+def many_places(metadata):
+    metadata.storage_data |= {MetadataIndex(WORDS, torch.Size((row, 1))): place(metadata) for row in range(10_001)}
+
+
+@pytest.mark.parametrize("change", [long_name, many_places])
+def test_metadata_without_end(directory, change):
+    with pytest.raises(CheckpointError, match=r"\.metadata (was not written by|is refused)") as caught:
+        edit(directory, change)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_chunk_with_a_program(directory):
     stream = io.BytesIO()
     torch.save([Attack(), torch.zeros(5000)], stream)
