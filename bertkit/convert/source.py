@@ -131,7 +131,8 @@ def find_task(
         if task not in tasks:
             raise ConfigError(f"task: got {wanted!r}", remedy=choose)
         return task
-    for architecture in settings.get("architectures") or ():
+    architectures = settings.get("architectures")
+    for architecture in architectures if isinstance(architectures, list | tuple) else ():
         task = str(architecture).removeprefix("TF").removeprefix(class_prefix)
         if task in tasks:
             return task

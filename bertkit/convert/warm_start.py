@@ -16,9 +16,9 @@ import numpy as np
 from bertkit.convert.original import Options, Original
 from bertkit.convert.rules import SAME, Operation, Rule, module, prefixed, table, tensor, translate
 from bertkit.convert.source import Source, find_task
-from bertkit.core.errors import ConfigError
+from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.loading import OLD_LEAVES, WRAPPERS
-from bertkit.core.tensors import LazyTensor, converted, lazy
+from bertkit.core.tensors import LazyTensor, converted
 from bertkit.core.variants import VARIANTS
 from bertkit.core.yoso import POSITION_OFFSET
 
@@ -183,6 +183,9 @@ PLAIN_MOBILEBERT = {
 CHOICES = {"yoso": ("use_expectation", "hash_code_len", "num_hash", "use_fast_hash", "lsh_backward", "hash_seed")}
 """Settings of a target that the source says nothing about and that no tensor depends on: the user may choose them."""
 
+MOST_ROWS = 65536
+"""By so many rows a position table may move."""
+
 WRITERS = ("architectures", "model_type", "transformers_version", "_name_or_path", "gradient_checkpointing", "torch_dtype",
            "dtype")
 """Settings that describe who wrote the source, not what it is."""
@@ -256,6 +259,10 @@ def warm_start(source: Source, to: str, options: Options) -> Original:
     translation = translate(tensors, prefixed(rules, theirs=wrapper), left_out=left_out)
     translation.check(f"{source.directory} holds tensors that {theirs.class_name} does not have",
                       f"Is it a {model_type}? Say what it is with --from.")
+    if config.num_hidden_layers > len(translation.tensors):
+        # Sooner than anybody who would list the tensors of all these layers.
+        raise CheckpointError(f"{source.directory} holds {len(translation.tensors)} tensors, of which there is no encoder of "
+                              f"{config.num_hidden_layers} layers", remedy="config.json belongs to another model.")
     made = _identity(translation.tensors, config.hidden_size, ours.below(task)) if to == "mobilebert" else {}
     translation.tensors |= made
     if (to, task) in OTHER_HEADS:
@@ -293,8 +300,9 @@ def _identity(tensors: Mapping[str, LazyTensor], width: int, below: str) -> dict
     """MobileBERT's embedding transformation, which changes nothing here; in the dtype of the other embeddings."""
     name = f"{below}embeddings.embedding_transformation"
     words = tensors.get(f"{below}embeddings.word_embeddings.weight")
-    values = {f"{name}.weight": np.eye(width, dtype=np.float32), f"{name}.bias": np.zeros(width, np.float32)}
-    return {key: converted(key, lazy(value), words.dtype if words else "F32") for key, value in values.items()}
+    values = {f"{name}.weight": LazyTensor((width, width), "F32", lambda: np.eye(width, dtype=np.float32)),
+              f"{name}.bias": LazyTensor((width,), "F32", lambda: np.zeros(width, np.float32))}
+    return {key: converted(key, value, words.dtype if words else "F32") for key, value in values.items()}
 
 
 def _settings(
@@ -319,6 +327,9 @@ def _settings(
         raise ConfigError(f"{VARIANTS[to].name} cannot be what this {model_type} is", wrong)
     first, wanted_first = theirs.first_position(values), ours.first_position(values)
     shift = wanted_first - first
+    if abs(shift) > MOST_ROWS:
+        raise ConfigError(f"pad_token_id: got {values['pad_token_id']}, which moves the position table by {abs(shift)} rows",
+                          remedy=f"Expected is at most {MOST_ROWS}: config.json belongs to another model.")
     values = {name: value for name, value in values.items() if name not in WRITERS}
     values["max_position_embeddings"] += shift - ours.uncounted_rows
     values.setdefault("tokenizer_class", TOKENIZERS[theirs.style][to])

@@ -130,7 +130,7 @@ def test_old_names_and_a_silent_config(tmp_path):
 @pytest.mark.parametrize("to", TARGETS)
 @pytest.mark.parametrize("task", ["ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"])
 def test_the_tensors_tell_the_task(task, to, tmp_path):
-    directory = source(tmp_path / "source", task, architectures=None)
+    directory = source(tmp_path / "source", task, architectures=True)
     assert convert(directory, tmp_path / "target", to=to).architecture == f"{TARGETS[to].class_name}{task}"
 
 
@@ -182,6 +182,16 @@ def test_a_config_of_nonsense(tmp_path):
         convert(source(tmp_path / "other", hidden_size=-1), tmp_path / "target", to="ibert")
     with pytest.raises(ConfigError, match="expected a string"):
         convert(write(tmp_path / "third", {"model_type": ["bert"]}, {"a": np.zeros(1, np.float32)}), tmp_path / "target")
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"num_hidden_layers": 10**9}, "1000000000 layers"), ({"pad_token_id": 10**9}, "pad_token_id"),
+    ({"architectures": True, "num_hidden_layers": -1}, "num_hidden_layers"),
+])
+def test_numbers_beyond_all_bounds(changes, told, tmp_path):
+    directory = source(tmp_path / "source", tensors=bert.tensors("Model"), **changes)
+    with pytest.raises((ConfigError, CheckpointError), match=told):
+        convert(directory, tmp_path / "target", to="ibert")
 
 
 def test_relu_is_fine_for_mobilebert(tmp_path):
