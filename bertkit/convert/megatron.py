@@ -122,7 +122,7 @@ FUSED = {0: ("part", "head", "row"), 1: ("head", "row", "part"), 2: ("head", "pa
 def _unfuse(arrays: Arrays, facts: Facts) -> Arrays:
     (fused,) = arrays
     order = FUSED[facts["version"]]
-    sizes = {"part": 3, "head": facts["heads"], "row": len(fused) // (3 * facts["heads"])}
+    sizes = {"part": 3, "head": facts["heads"], "row": fused.shape[0] // (3 * facts["heads"])}
     split_up = fused.reshape(*(sizes[name] for name in order), *fused.shape[1:])
     parts = np.moveaxis(split_up, [order.index(name) for name in ("part", "head", "row")], [0, 1, 2])
     return [part.reshape(-1, *fused.shape[1:]) for part in parts]
@@ -131,7 +131,7 @@ def _unfuse(arrays: Arrays, facts: Facts) -> Arrays:
 def _fuse(arrays: Arrays, facts: Facts) -> Arrays:
     order, heads = FUSED[facts["version"]], facts["heads"]
     rest = arrays[0].shape[1:]
-    stacked = np.stack([array.reshape(heads, len(array) // heads, *rest) for array in arrays])
+    stacked = np.stack([array.reshape(heads, array.shape[0] // heads, *rest) for array in arrays])
     places = [("part", "head", "row").index(name) for name in order]
     return [np.ascontiguousarray(np.moveaxis(stacked, places, [0, 1, 2])).reshape(-1, *rest)]
 

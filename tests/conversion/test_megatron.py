@@ -510,6 +510,8 @@ def test_arguments_against_tensors_all_at_once(tmp_path):
     (lambda tree: tree["model"]["lm_head"].update(bias=torch.zeros(2)), "cls.predictions.bias: got [2], expected [128]"),
     (lambda tree: tree["model"]["language_model"]["encoder"].update({"layers.0.self_attention.query_key_value.bias":
                                                                      torch.zeros(10)}), "query_key_value.bias F32 [10]"),
+    (lambda tree: tree["model"]["language_model"]["encoder"].update({"layers.0.self_attention.query_key_value.bias":
+                                                                     torch.zeros(())}), "query_key_value.bias F32 []"),
     (lambda tree: tree["model"]["language_model"]["embedding"]["position_embeddings"].update(weight=torch.zeros(0, 64)),
      "position_embeddings.weight: got [0, 64]"),
     (lambda tree: tree["model"]["language_model"]["encoder"].update({"layers.99999999.mlp.dense_h_to_4h.bias": torch.zeros(2)}),
@@ -519,7 +521,7 @@ def test_arguments_against_tensors_all_at_once(tmp_path):
     (lambda tree: tree.pop("model"), "is no Megatron checkpoint"),
     (lambda tree: tree.update(args=[1]), "num_attention_heads: the file does not say it"),
     (lambda tree: tree["model"]["language_model"].update(again=tree["model"]), "in a circle"),
-], ids=range(14))
+], ids=range(15))
 def test_damaged_trees(tmp_path, edit, expected):
     path, _ = written(tmp_path, hidden=72, args={}) if "does not say" in expected else written(tmp_path)
     change(path / FILE, edit)
