@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from bertkit.convert.mobilebert import check_depth, shaped_vocabulary
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import TRANSPOSED, Arrays, Facts, Operation, Rule, inverted, table, tensor, translate
-from bertkit.convert.vocabulary import shaped_vocabulary
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
 from bertkit.core.protobuf import BYTES, parse
@@ -162,7 +162,7 @@ def google_table(scope: str, norm: str) -> list[Rule]:
 
 def _join_outputs(arrays: Arrays, facts: Facts) -> Arrays:
     (kernel,) = arrays
-    return [kernel.reshape(len(kernel), -1).T]
+    return [kernel.reshape(kernel.shape[0], -1).T]
 
 
 def _split_outputs(arrays: Arrays, facts: Facts) -> Arrays:
@@ -177,7 +177,7 @@ def _join_inputs(arrays: Arrays, facts: Facts) -> Arrays:
 
 def _split_inputs(arrays: Arrays, facts: Facts) -> Arrays:
     (weight,) = arrays
-    return [weight.T.reshape(facts["heads"], -1, len(weight))]
+    return [weight.T.reshape(facts["heads"], -1, weight.shape[0])]
 
 
 def _join_bias(arrays: Arrays, facts: Facts) -> Arrays:
@@ -358,10 +358,15 @@ def _is_garden(sample: Sample) -> bool:
     try:
         if _prefix(sample.path) is None:
             return False
-        names = _full_names(_checkpoint(sample.path))
+        checkpoint = _checkpoint(sample.path)
     except CheckpointError:
         return False
-    return any("mobile_bert_embedding" in name for name in names.values())
+    if OBJECT_GRAPH not in checkpoint.strings:
+        return False
+    try:
+        return any("mobile_bert_embedding" in name for name in _full_names(checkpoint).values())
+    except CheckpointError:
+        return True
 
 
 def _full_names(checkpoint: TensorFlowCheckpoint) -> dict[str, str]:
@@ -376,11 +381,14 @@ def _full_names(checkpoint: TensorFlowCheckpoint) -> dict[str, str]:
     if len(graph) > LARGEST_GRAPH:
         raise CheckpointError(f"{checkpoint.prefix} is refused: its graph of objects has {len(graph):,} bytes")
     names = {}
-    for node in parse(graph, {1: BYTES})[1]:
-        for attribute in parse(node, {2: BYTES})[2]:
-            found = parse(attribute, {2: BYTES, 3: BYTES})
-            key, name = (b"".join(found[number][-1:]).decode("utf-8", "replace") for number in (3, 2))
-            names[key] = name
+    try:
+        for node in parse(graph, {1: BYTES})[1]:
+            for attribute in parse(node, {2: BYTES})[2]:
+                found = parse(attribute, {2: BYTES, 3: BYTES})
+                key, name = (b"".join(found[number][-1:]).decode("utf-8", "replace") for number in (3, 2))
+                names[key] = name
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.prefix} is damaged: its graph of objects", [error.headline]) from error
     return names
 
 
@@ -471,6 +479,7 @@ def _config(opened: Opened, options: Options) -> MobileBertConfig:
 
 def _read(opened: Opened, options: Options, rules: list[Rule], norm: str | None) -> Original:
     config, notes = _config(opened, options), []
+    check_depth(opened.path, config, opened.tensors)
     unused = UNUSED_BOTTLENECKS if norm is None and config.use_bottleneck_attention else {}
     if unused:
         rules = [rule for rule in rules if rule.theirs[0] not in unused]
@@ -486,7 +495,7 @@ def _read(opened: Opened, options: Options, rules: list[Rule], norm: str | None)
         notes.append(f"the settings say {config.vocab_size} words, the checkpoint has {words.shape[0]}: it wins")
         config.vocab_size = words.shape[0]
     classifier = tensors.get("classifier.weight")
-    if classifier is not None and classifier.shape[:1] not in ((), (config.num_labels,)):
+    if classifier is not None and classifier.shape[1:] == (config.hidden_size,) and 0 not in classifier.shape:
         config.num_labels = classifier.shape[0]
     for name, tensor_made in _unused_maps(config, tensors).items():
         tensors[name], made[name] = tensor_made, "nothing uses it in this model, Google's code has none"

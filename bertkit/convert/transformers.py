@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bertkit.convert.keras_h5 import KerasWeights, is_kernel, keras_path, torch_name, transposed, write_keras_weights
+from bertkit.convert.mobilebert import check_depth, shaped_vocabulary
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import Change, Translation
 from bertkit.convert.source import KERAS_FILE, has_weights, open_source
-from bertkit.convert.vocabulary import shaped_vocabulary
 from bertkit.core.checkpoint import write_safetensors
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
@@ -166,6 +166,7 @@ def _read_tensorflow(opened: Opened, options: Options) -> Original:
     if options.decoder not in (None, "tied", "own"):
         raise ConfigError(f"decoder: got {options.decoder!r}, expected 'tied' or 'own'")
     config, notes = MobileBertConfig.from_dict({**opened.settings, **(options.config or {})}), []
+    check_depth(opened.path, config, opened.tensors)
     bodies = (MOBILEBERT.params(task, config) for task in MOBILEBERT.tasks if task != "Model")
     known = {name: param for params in bodies for name, param in params.items()}
     result = Translation()

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bertkit.convert.google_mobilebert import DEFAULTS, GOOGLE_MOBILEBERT, MODEL_GARDEN, PREFIX, config_from, settings_from
+from bertkit.convert import convert
+from bertkit.convert.google_mobilebert import (
+    DEFAULTS,
+    GOOGLE_MOBILEBERT,
+    MODEL_GARDEN,
+    PREFIX,
+    config_from,
+    garden_table,
+    settings_from,
+)
 from bertkit.convert.original import Options, Original, Sample
-from bertkit.convert.rules import Translation
+from bertkit.convert.rules import Translation, inverted, translate
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MOBILEBERT
 from bertkit.core.tensors import LazyTensor
-from bertkit.core.tf_checkpoint import write_tf_checkpoint
+from bertkit.core.tf_checkpoint import OBJECT_GRAPH, open_tf_checkpoint, write_tf_checkpoint
 from tests import cases
 from tests.cli.common import weights
 from tests.conversion.originals import google_mobilebert as google
@@ -248,6 +261,33 @@ def test_impossible_settings(settings):
         config_from(settings)
 
 
+# -- through the front door -----------------------------------------------------------------------------------------------
+def test_convert_there_and_back(tmp_path):
+    settings, values = small()
+    (tmp_path / "source").mkdir()
+    plain(tmp_path / "source", {**values, **google.baggage(values)}, settings)
+    report = convert(tmp_path / "source", tmp_path / "made")
+    assert report.architecture == "MobileBertForPreTraining" and not report.missing and not report.made
+    assert sum(map(len, report.changes.values())) == len(values)
+    assert set(report.left_out) == set(google.baggage(values))
+    for _ in range(2):
+        convert(tmp_path / "made", tmp_path / "back", to="google-mobilebert", overwrite=True)
+    back = open_tf_checkpoint(tmp_path / "back" / PREFIX).tensors
+    assert same({name: tensor() for name, tensor in back.items()}, values)
+
+
+@pytest.mark.parametrize("given", ["", "/mobilebert_variables.ckpt", "/mobilebert_variables.ckpt.index"])
+def test_the_script(tmp_path, given):
+    settings, values = small("teacher")
+    (tmp_path / "source").mkdir()
+    plain(tmp_path / "source", values, settings)
+    script = Path(__file__).parents[2] / "conversion" / "google_mobilebert.py"
+    done = subprocess.run([sys.executable, str(script), f"{tmp_path}/source{given}"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(script.parents[1])})
+    assert done.returncode == 0 and "source-bertkit" in done.stdout, done.stderr
+    assert (tmp_path / "source-bertkit" / "model.safetensors").is_file()
+
+
 # -- bad input ----------------------------------------------------------------------------------------------------------
 def test_unknown_variables_are_named(tmp_path):
     settings, values = small()
@@ -260,6 +300,21 @@ def test_norms_that_the_settings_do_not_have(tmp_path):
     settings, values = small()
     with pytest.raises(CheckpointError, match="FakeLayerNorm"):
         read(plain(tmp_path, values, {**settings, "normalization_type": "layer_norm"}))
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 10**9}, {"num_feedforward_networks": 10**9}])
+def test_settings_of_a_giant(tmp_path, changes):
+    settings, values = small()
+    with pytest.raises(CheckpointError, match="there are only 95 tensors"):
+        read(plain(tmp_path, values, {**settings, **changes}))
+
+
+def test_shapes_that_cost_nothing_and_promise_much(tmp_path):
+    settings, values = small("student", "classifier")
+    plain(tmp_path, {**values, "output_weights": np.zeros((10**9, 0), np.float32), WORDS: np.zeros((10**9, 0), np.float32)},
+          settings)
+    with pytest.raises(CheckpointError):
+        convert(tmp_path, tmp_path / "made")
 
 
 def test_two_models_in_one_checkpoint(tmp_path):
@@ -307,6 +362,24 @@ def test_the_model_gardens_checkpoint_is_the_same_model(originals, tmp_path, kin
     assert original.config == expected.config and original.task == "ForMaskedLM"
     assert sorted(original.translation.left_out) == [
         "optimizer/iterations/.ATTRIBUTES/VARIABLE_VALUE", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"]
+
+
+@pytest.mark.parametrize("kind", ["student", "tiny", "teacher"])
+def test_the_model_gardens_table_holds_in_both_directions(kind):
+    settings, values = small(kind)
+    theirs = {re.sub("^bert/", "", name): value for name, value in google.garden(settings, values).items()}
+    lazy = {name: LazyTensor(value.shape, "F32", lambda value=value: value) for name, value in theirs.items()}
+    rules = garden_table(settings.get("num_feedforward_networks", 1))
+    there = translate(lazy, rules).check("there")
+    back = translate(there.tensors, inverted(rules), {"heads": settings["num_attention_heads"]}).check("back")
+    assert same({name: tensor() for name, tensor in back.tensors.items()}, theirs)
+
+
+def test_a_damaged_graph_of_objects(tmp_path):
+    write_tf_checkpoint(tmp_path / PREFIX, {"encoder/a/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(2)}, {OBJECT_GRAPH: b"\x0a\x50"})
+    assert MODEL_GARDEN.recognise(Sample(tmp_path)) and not GOOGLE_MOBILEBERT.recognise(Sample(tmp_path))
+    with pytest.raises(CheckpointError, match="graph of objects"):
+        MODEL_GARDEN.open(Sample(tmp_path))
 
 
 def test_a_bottleneck_that_the_model_garden_never_uses(originals, tmp_path):

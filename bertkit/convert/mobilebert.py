@@ -1,13 +1,14 @@
-"""MobileBERT's vocabulary on the way: fewer words, and a padding token that says nothing."""
+"""What all readers of MobileBERT share: settings that cannot be true, fewer words, a padding token that says nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from bertkit.convert.original import Options
-from bertkit.core.errors import ConfigError
+from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MobileBertConfig
 from bertkit.core.tensors import BITS_ONLY, LazyTensor, RawTensor, stored
 
@@ -18,6 +19,19 @@ VOCABULARY_AXES = {
     "cls.predictions.dense.weight": 1,
 }
 """The tensors with a row or column for each word."""
+
+
+def check_depth(path: Path, config: MobileBertConfig, tensors: Mapping[str, LazyTensor]) -> None:
+    """Refuse settings of more layers than there are tensors, before anything is done for each layer.
+
+    Raises:
+        CheckpointError: naming both numbers.
+    """
+    networks = config.num_hidden_layers * config.num_feedforward_networks
+    if networks > len(tensors):
+        raise CheckpointError(f"{path} and its settings are of different models",
+                              [f"num_hidden_layers: {config.num_hidden_layers}, num_feedforward_networks: "
+                               f"{config.num_feedforward_networks}, but there are only {len(tensors)} tensors"])
 
 
 def shaped_vocabulary(
