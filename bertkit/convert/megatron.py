@@ -508,6 +508,9 @@ def _tokenizer(
         raise CheckpointError(f"{content.name} is no vocabulary: {error}", remedy="Expected is a text file, a token a line."
                               ) from None
     count = len(tokens) - (tokens[-1] == "")
+    if count > config.vocab_size and not opened.path.is_dir() and options.vocab is None:
+        notes.append(f"{content.name} belongs to another model: it has {count} tokens, the table {config.vocab_size} rows")
+        return {}
     if count > config.vocab_size:
         raise CheckpointError(f"{content.name} does not belong to {opened.path}",
                               [f"it has {count} tokens, the model {config.vocab_size} rows"],
