@@ -16,6 +16,7 @@ from typing import Any
 
 from bertkit.core.byte_source import ByteSource, ByteStream, Part
 from bertkit.core.errors import CheckpointError
+from bertkit.core.tensors import LazyTensor
 
 LARGEST_PROGRAM = 256 * 2**20
 MOST_INSTRUCTIONS = 4_000_000
@@ -117,6 +118,10 @@ class Buildable:
 
     def build(self, state: Any) -> None:
         raise NotImplementedError
+
+
+OBJECT_KEYS = (Inert, Stub, LazyTensor)
+"""What is a key as the object that it is, whatever it holds: optimizers keep their state by tensor."""
 
 
 class Mark:
@@ -230,7 +235,7 @@ class Machine:
             self._unusual_keys += 1
             if self._unusual_keys > MOST_UNUSUAL_KEYS:
                 raise CheckpointError(f"its pickle has more than {MOST_UNUSUAL_KEYS} keys that are no text")
-        elif kind not in FREE_KEYS and not isinstance(value, (Inert, Stub)):
+        elif kind not in FREE_KEYS and not isinstance(value, OBJECT_KEYS):
             raise CheckpointError(f"its pickle has a {kind.__name__} as a key")
         return value
 

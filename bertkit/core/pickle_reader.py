@@ -271,10 +271,13 @@ def _device(*where: Any) -> Inert:
 
 
 def _member(owner: Any, name: Any) -> Stub:
-    """An attribute of a class that is not known: how some Pythons write the members of an enumeration."""
-    if not isinstance(owner, Foreign) or type(name) is not str or not name.isidentifier() or name.startswith("_"):
-        raise CheckpointError(f"its pickle uses builtins.getattr on {short(owner)}; nothing was executed")
-    return Stub(owner.name, (name,))
+    """An attribute of what is not known: a member of an enumeration as some Pythons write it, or a method of an object.
+
+    The schedules of torch before 1.10 held methods of their own. Nothing is looked up; the stub holds what was asked for.
+    """
+    if not isinstance(owner, (Foreign, Stub)) or type(name) is not str or not name.isidentifier() or name.startswith("__"):
+        raise CheckpointError(f"its pickle uses builtins.getattr on {short(owner)} for {short(name)}; nothing was executed")
+    return Stub(owner.name, (name,)) if isinstance(owner, Foreign) else Stub("builtins.getattr", (owner, name))
 
 
 def _tensor(

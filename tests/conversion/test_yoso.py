@@ -120,7 +120,6 @@ def test_every_form_gives_the_same_model(change, tmp_path):
         file.suffix == ".cp")
 
 
-@pytest.mark.xfail(reason="the reader of pickles refuses tensors as keys, and methods of objects", strict=True)
 def test_the_state_of_training_as_the_torch_of_its_time_wrote_it(tmp_path):
     file = yoso.save_training(tmp_path / "cp-0099.cp", yoso.state(), bound=True)
     assert MLPEN_YOSO.open(Sample(file)).left_out["lr_scheduler_state_dict"] == "state of the learning rate's schedule"

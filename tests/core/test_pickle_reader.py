@@ -161,6 +161,37 @@ def test_member_by_name(builtins):
     assert isinstance(found, Stub) and (found.name, found.args) == ("megatron.enums.Mask", ("causal",))
 
 
+METHOD = b"c__builtin__\ngetattr\ncfairseq\nX\n)\x81%s\x86R."
+
+
+@pytest.mark.parametrize("name", [b"step", b"_annealing_linear", b"args", b"state", b"name"])
+def test_method_of_an_object(name):
+    """What a stub has under that name is not looked up, and the result is as inert as the stub."""
+    found = read(METHOD % text(name))
+    assert isinstance(found, Stub) and found.name == "builtins.getattr" and not callable(found)
+    owner, asked = found.args
+    assert isinstance(owner, Stub) and owner.name == "fairseq.X" and asked == name.decode()
+
+
+def test_method_of_an_object_that_holds_it():
+    """As in schedules of torch before 1.10."""
+    found = read(b"cfairseq\nX\n)\x81q\0}X\4\0\0\0funccbuiltins\ngetattr\nh\0X\5\0\0\0_func\x86Rsb.")
+    assert found.func.args == (found, "_func") and len(repr(found.func)) < 100
+
+
+def test_tensors_as_keys():
+    """An optimizer keeps its state by tensor. Each is a key of its own, whatever its values."""
+    torch = pytest.importorskip("torch")
+    first, second = torch.nn.Parameter(torch.ones(3)), torch.ones(3)
+    state = collections.defaultdict(dict, {first: {"step": 1}, second: {"step": 2}})
+    file = io.BytesIO()
+    torch.save({"state": state, "params": [first, second], "sets": [{first}, frozenset([second])]}, file)
+    found = pickle_reader.load(InMemory(file.getvalue()))
+    one, two = found["params"]
+    assert list(found["state"]) == [one, two] and one is not two and found["state"][two] == {"step": 2}
+    assert found["sets"] == [{one}, {two}]
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_inert_objects_of_the_standard_library(protocol):
     values = {
@@ -241,7 +272,23 @@ HOSTILE = {
     "extension of four bytes": b"\x80\x02\x84\x01\x00\x00\x00.",
     # attributes and calls
     "getattr of a maker": b"cbuiltins\ngetattr\nctorch\nSize\nX\4\0\0\0make\x86R.",
-    "getattr of a stub": b"cbuiltins\ngetattr\ncfairseq\nX\n)\x81X\4\0\0\0args\x86R.",
+    "getattr of __class__": METHOD % text(b"__class__"),
+    "getattr of __reduce__": METHOD % text(b"__reduce__"),
+    "getattr of a mangled name": METHOD % text(b"__x"),
+    "getattr of a path of a stub": METHOD % text(b"a.b"),
+    "getattr of bytes": METHOD % b"C\1a",
+    "getattr of a subclass of text": b"cbuiltins\ngetattr\ncfairseq\nX\n)\x81cnumpy.core.multiarray\nscalar\n"
+    b"cnumpy\ndtype\nX\2\0\0\0U1\x85RC\4a\0\0\0\x86R\x86R.",
+    "getattr of a method": b"cbuiltins\ngetattr\n" + METHOD[:-1] % text(b"a") + text(b"__func__") + b"\x86R.",
+    "getattr of a dtype": b"cbuiltins\ngetattr\nctorch\nfloat32\nX\4\0\0\0name\x86R.",
+    "getattr of a namespace": b"cbuiltins\ngetattr\ncargparse\nNamespace\n)RX\1\0\0\0a\x86R.",
+    "getattr of an array": b"cbuiltins\ngetattr\n" + pickle.dumps(np.arange(3), 2)[2:-1] + text(b"tofile") + b"\x86R.",
+    "getattr of text": b"cbuiltins\ngetattr\n" + text(b"%s") + text(b"format") + b"\x86R.",
+    "getattr of itself": b"cbuiltins\ngetattr\nq\0h\0" + text(b"make") + b"\x86R.",
+    "getattr with a default": b"cbuiltins\ngetattr\ncfairseq\nX\n)\x81" + text(b"a") + b"N\x87R.",
+    "calling a method": METHOD[:-1] % text(b"step") + b")R.",
+    "making an object of a method": METHOD[:-1] % text(b"step") + b")\x81.",
+    "calling a method with keywords": b"\x80\x04" + METHOD[:-1] % text(b"step") + b")}X\1\0\0\0aNs\x92.",
     "getattr of a dictionary": b"cbuiltins\ngetattr\n}X\3\0\0\0get\x86R.",
     "getattr of __globals__": b"cbuiltins\ngetattr\ncfairseq\nX\nX\x0b\0\0\0__globals__\x86R.",
     "getattr of a path": b"cbuiltins\ngetattr\ncfairseq\nX\nX\3\0\0\0a.b\x86R.",
@@ -311,6 +358,10 @@ HOSTILE = {
     "frame of exabytes": b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7fabc",
     "list as a key": b"}]K\1s.",
     "dictionary in a set": b"\x8f(}\x90.",
+    "getattr as a maker of a tensor": b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    + METHOD[:-1] % text(b"step") + b"cfairseq\nX\n)NtR.",
+    "namespace as a key": b"}cargparse\nNamespace\n)RK\1s.",
+    "list in a method as a key": b"}" + METHOD[:-1] % text(b"a") + b"]\x86K\1s.",
     "array as a key": b"}" + pickle.dumps(np.arange(3), 4)[2 + 9 : -1] + b"K\1s.",
     # endless things
     "list in itself": b"]q\0h\0a.",
