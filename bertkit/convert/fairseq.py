@@ -397,8 +397,9 @@ def _config_values(
     """
     needed = [WORDS, POSITIONS, INNER.replace("{i}", "0")]
     problems = [f"missing: what becomes {name}" for name in needed if name not in tensors]
-    problems += [f"shape of {name}: got {list(tensors[name].shape)}, expected two numbers"
-                 for name in needed if name in tensors and len(tensors[name].shape) != 2]
+    problems += [f"shape of {name}: got {list(tensors[name].shape)}, expected two positive numbers"
+                 for name in (*needed, TYPES)
+                 if name in tensors and (len(tensors[name].shape) != 2 or 0 in tensors[name].shape)]
     if problems:
         raise CheckpointError(f"{path} lacks parts of RoBERTa's encoder", problems)
     (rows, width), positions, inner = tensors[WORDS].shape, tensors[POSITIONS].shape[0], tensors[needed[2]].shape[0]
@@ -416,10 +417,7 @@ def _config_values(
     heads = (options.config or {}).get("num_attention_heads", settings.get("encoder_attention_heads"))
     if type(heads) is not int or heads < 1 or width % heads:
         problems.append(f"encoder_attention_heads: got {heads!r}, expected a divisor of {width}")
-    dense = tensors.get("classifier.dense.weight")
-    if dense is not None and dense.shape != (width, width):
-        problems.append(f"shape of classification_heads.{head}.dense.weight: got {list(dense.shape)}, "
-                        f"expected {[width, width]}")
+    problems += _head_problems(tensors, head, width)
     if problems:
         raise CheckpointError(f"{path} is no RoBERTa that I-BERT can compute", problems,
                               "What the file does not tell can be given as a setting (--config).")
@@ -439,6 +437,17 @@ def _config_values(
     }
 
 
+def _head_problems(tensors: Mapping[str, LazyTensor], head: str | None, width: int) -> list[str]:
+    """What is wrong with the shapes of the classification head; fairseq lets its inner width differ from the encoder's."""
+    dense, last = (tensors.get(f"classifier.{name}.weight") for name in ("dense", "out_proj"))
+    found = []
+    if dense is not None and dense.shape != (width, width):
+        found.append(f"shape of classification_heads.{head}.dense.weight: got {list(dense.shape)}, expected {[width, width]}")
+    if last is not None and (len(last.shape) != 2 or last.shape[0] == 0 or last.shape[1] != width):
+        found.append(f"shape of classification_heads.{head}.out_proj.weight: got {list(last.shape)}, expected labels x {width}")
+    return found
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
@@ -450,8 +459,8 @@ def _cut(path: Path, tensors: dict[str, LazyTensor], rows: int | None) -> None:
     if rows > tensors[WORDS].shape[0]:
         raise CheckpointError(f"{path} has {tensors[WORDS].shape[0]} rows in its vocabulary, {rows} were asked for")
     for name in (WORDS, DECODER, DECODER_BIAS):
-        if name in tensors:
-            whole = tensors[name]
+        whole = tensors.get(name)
+        if whole is not None and whole.shape:
             tensors[name] = replace(whole, shape=(rows, *whole.shape[1:]), read=partial(_first_rows, whole, rows))
 
 
@@ -514,7 +523,7 @@ def _label_values(
 ) -> dict[str, Any]:
     """The names of the classes, where a label/dict.txt has them, or else their number."""
     last = tensors.get("classifier.out_proj.weight")
-    count = last.shape[0] if last is not None and last.shape else 2
+    count = 2 if last is None else last.shape[0]
     place = options.vocab if options.vocab is not None else opened.facts["directory"]
     directory = place if place.is_dir() else place.parent
     labels = read_labels(directory / "label" / DICTIONARY, count)
