@@ -15,7 +15,7 @@ import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class FileBytes(ByteSource):
         >>> FileBytes("model.safetensors").read(0, 8)  # doctest: +SKIP
     """
 
+    _latest: ClassVar[mmap.mmap | None] = None
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = str(path)
         self._file = io.FileIO(Path(path))
@@ -89,7 +91,6 @@ class FileBytes(ByteSource):
         self.size = os.fstat(self._file.fileno()).st_size
         self._window = max(WINDOW, -(-self.size // MOST_WINDOWS // WINDOW) * WINDOW)
         self._maps: weakref.WeakValueDictionary[tuple[int, int], mmap.mmap] = weakref.WeakValueDictionary()
-        self._latest: mmap.mmap | None = None
         self._lock = threading.Lock()
 
     def _read(self, begin: int, end: int) -> np.ndarray:
@@ -112,7 +113,8 @@ class FileBytes(ByteSource):
             # A private writable map: writing into a tensor never reaches the file, and torch accepts the array.
             mapped = mmap.mmap(self._file.fileno(), last - first, access=mmap.ACCESS_COPY, offset=first)
             self._maps[first, last] = mapped
-        self._latest = mapped  # arrays keep their maps; this keeps the one that will be wanted next
+        # Arrays keep their maps; this keeps the one that will probably be wanted next: one for all files, as there may be many.
+        FileBytes._latest = mapped
         return mapped
 
     def _copy(self, begin: int, end: int) -> np.ndarray:
