@@ -236,14 +236,14 @@ def translate(
             continue
         try:
             moved = _moved([tensors[name] for name in old], rule.operation, facts, len(new))
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, MemoryError) as error:
             shapes = ", ".join(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in old)
             result.problems.append(f"cannot be {rule.operation.name}: {shapes}: {error}")
             continue
         twice = [name for name in new if name in result.tensors]
         result.problems += [f"twice: {name}, the second time from {' and '.join(old)}" for name in twice]
         result.tensors |= dict(zip(new, moved, strict=True))
-        if old != new:
+        if old != new or rule.operation is not SAME:
             result.changes.append(Change(rule.operation.name, tuple(old), tuple(new)))
     return result
 
