@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bertkit.convert.fairseq import FAIRSEQ
 from bertkit.convert.google_mobilebert import GOOGLE_MOBILEBERT, MODEL_GARDEN
 from bertkit.convert.megatron import MEGATRON_LM, NGC_MEGATRON
 from bertkit.convert.megatron_core import MEGATRON_CORE, MEGATRON_DIST
@@ -14,8 +15,8 @@ from bertkit.convert.yoso import MLPEN_YOSO
 from bertkit.core.errors import CheckpointError
 
 FORMATS: dict[str, Format] = {format.name: format for format in (
-    NGC_MEGATRON, MEGATRON_LM, MEGATRON_CORE, MEGATRON_DIST, GOOGLE_MOBILEBERT, MODEL_GARDEN, MLPEN_YOSO, TRANSFORMERS,
-    TRANSFORMERS_TF,
+    NGC_MEGATRON, MEGATRON_LM, MEGATRON_CORE, MEGATRON_DIST, GOOGLE_MOBILEBERT, MODEL_GARDEN, FAIRSEQ, MLPEN_YOSO,
+    TRANSFORMERS, TRANSFORMERS_TF,
 )}
 
 OWN = TRANSFORMERS.name
