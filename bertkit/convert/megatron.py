@@ -575,13 +575,13 @@ def write_megatron(original: Original, options: Options) -> dict[str, bytes | Wr
     config, task = original.config, original.task or "Model"
     tensor_parallel, pipeline_parallel = options.tensor_parallel or 1, options.pipeline_parallel or 1
     version = 3 if options.checkpoint_version is None else options.checkpoint_version
-    _check_writable(config, task, tensor_parallel, pipeline_parallel, version)
+    check_writable(config, task, tensor_parallel, pipeline_parallel, version)
     tensors = {(name if task != "Model" else f"{BERT}.{name}"): value for name, value in original.translation.tensors.items()}
     lacking = _misfits(tensors, config, task)
     if lacking:
         raise CheckpointError(f"{original.path} is no complete MegatronBert{task}", lacking)
     if task == "ForMaskedLM":
-        _leave_out_types(tensors, original.notes)
+        leave_out_types(tensors, original.notes)
     if task == "Model":
         original.notes.append("without its heads Megatron-LM takes it as --pretrained-checkpoint of a fine-tuning")
     generation = WRITTEN[version]
@@ -593,25 +593,31 @@ def write_megatron(original: Original, options: Options) -> dict[str, bytes | Wr
     rules = rules_of(generation, vocabulary, CLASSIFIERS.get(task, "classification_head"))
     facts = {"version": version, "heads": config.num_attention_heads, "padded_vocab_size": padded}
     theirs = translate(tensors, inverted(rules), facts).check(f"{original.path} has tensors that Megatron-LM does not know")
-    ranks = split(_in_order(theirs.tensors, rules), layout_of(generation, version), tensor_parallel, pipeline_parallel)
-    args = SimpleNamespace(**_arguments(original, task, padded, tensor_parallel, pipeline_parallel, version))
+    ranks = split(in_order(theirs.tensors, rules), layout_of(generation, version), tensor_parallel, pipeline_parallel)
+    args = SimpleNamespace(**args_of(original, task, padded, tensor_parallel, pipeline_parallel, version))
     common = {"args": args, **({"checkpoint_version": float(version)} if version else {}), "iteration": 0}
     files: dict[str, bytes | Write] = {TRACKER: b"release"}
     for (rank, stage), mine in ranks.items():
         name = f"release/{directory_of(rank, stage, pipeline_parallel)}/model_optim_rng.pt"
-        files[name] = partial(_save, {**common, "model": nested(mine)})
+        files[name] = partial(save_tree, {**common, "model": nested(mine)})
     if "vocab.txt" in original.tokenizer_files:
         files["vocab.txt"] = original.tokenizer_files["vocab.txt"]
     return files
 
 
-def _save(tree: Any, file: BinaryIO, progress: Any) -> None:
+def save_tree(tree: Any, file: BinaryIO, progress: Any) -> None:
+    """Write one rank's file."""
     pickle_writer.save(file, tree, name="model_optim_rng", progress=progress)
 
 
-def _check_writable(
+def check_writable(
     config: MegatronBertConfig, task: str, tensor_parallel: int, pipeline_parallel: int, version: int
 ) -> None:
+    """Refuse a model that Megatron's BERT cannot hold, or a division that does not come out even.
+
+    Raises:
+        ConfigError: naming all that is in the way.
+    """
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     head_act = config.hidden_act if config.head_act is None else config.head_act
     wrong = {
@@ -634,7 +640,7 @@ def _check_writable(
         raise ConfigError("Megatron-LM cannot hold this model", problems)
 
 
-def _leave_out_types(tensors: dict[str, LazyTensor], notes: list[str]) -> None:
+def leave_out_types(tensors: dict[str, LazyTensor], notes: list[str]) -> None:
     """Without a binary head Megatron has no token types: right where they do nothing."""
     types = tensors[OUR_TYPES]
     if types.shape[0] == 2 and not stored(types())[0].any():
@@ -643,7 +649,7 @@ def _leave_out_types(tensors: dict[str, LazyTensor], notes: list[str]) -> None:
         notes.append("Megatron-LM reads token types only into models with a binary head, and this one has none")
 
 
-def _in_order(tensors: Mapping[str, LazyTensor], rules: list[Rule]) -> dict[str, LazyTensor]:
+def in_order(tensors: Mapping[str, LazyTensor], rules: list[Rule]) -> dict[str, LazyTensor]:
     """The tensors in the order in which Megatron writes them: that of the table, the layers one after the other."""
     first_of_layers = next(index for index, rule in enumerate(rules) if "{i}" in rule.theirs[0])
 
@@ -676,7 +682,7 @@ def nested(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     return tree
 
 
-def _arguments(
+def args_of(
     original: Original, task: str, padded: int, tensor_parallel: int, pipeline_parallel: int, version: int
 ) -> dict[str, Any]:
     """What Megatron keeps of its command line."""

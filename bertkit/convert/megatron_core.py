@@ -22,13 +22,13 @@ from bertkit.convert.megatron import (
     CUT,
     DIVISIBLE_BY,
     Generation,
-    _arguments,
-    _check_writable,
-    _in_order,
-    _leave_out_types,
-    _save,
+    args_of,
+    check_writable,
+    in_order,
+    leave_out_types,
     read_megatron,
     rules_of,
+    save_tree,
 )
 from bertkit.convert.megatron_shards import (
     BAGGAGE,
@@ -38,13 +38,13 @@ from bertkit.convert.megatron_shards import (
     Files,
     Layout,
     Slices,
-    _tracked,
     arguments,
     directory_of,
     find_shards,
     flattened,
     merge,
     split,
+    tracked_folder,
 )
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import SAME, Rule, inverted, module, numbers_of, table, tensor, translate
@@ -185,7 +185,7 @@ def open_directory(sample: Sample) -> Opened:
             stacked layers contradict each other or the arguments.
     """
     folders, files = _folders(sample) if sample.is_directory else [], Files(sample)
-    chosen = _tracked(files) if len(folders) > 1 else (folders or [""])[0]
+    chosen = tracked_folder(files) if len(folders) > 1 else (folders or [""])[0]
     if chosen not in folders:
         raise CheckpointError(
             f"{sample.path} holds {len(folders)} checkpoints of torch.distributed.checkpoint", folders[:12],
@@ -384,10 +384,10 @@ def write_core(original: Original, options: Options) -> dict[str, bytes | Write]
         problems.append(f"head_act: got {config.head_act or config.hidden_act!r}, expected 'gelu'")
     if problems:
         raise ConfigError("megatron-core cannot hold this model", problems)
-    _check_writable(type(config).from_dict({**config.to_dict(), "tie_word_embeddings": True}), task, ranks, stages, VERSION)
+    check_writable(type(config).from_dict({**config.to_dict(), "tie_word_embeddings": True}), task, ranks, stages, VERSION)
     tensors = dict(original.translation.tensors)
     if task == "ForMaskedLM":
-        _leave_out_types(tensors, original.notes)
+        leave_out_types(tensors, original.notes)
     unit = DIVISIBLE_BY * ranks
     padded = -(-config.vocab_size // unit) * unit
     vocabulary = CUT if padded != config.vocab_size else SAME
@@ -400,7 +400,7 @@ def write_core(original: Original, options: Options) -> dict[str, bytes | Write]
     theirs = translate(legacy.tensors, inverted(NAMES)).check(what).tensors | decoder
     parts = split(theirs, layout_of(tied), ranks, stages)
     args = SimpleNamespace(**{
-        **_arguments(original, task, padded, ranks, stages, VERSION),
+        **args_of(original, task, padded, ranks, stages, VERSION),
         "untie_embeddings_and_output_weights": not tied, "position_embedding_type": "learned_absolute",
         "normalization": "LayerNorm", "add_bias_linear": True, "swiglu": False, "group_query_attention": False,
         "num_experts": None, "transformer_impl": "local", "ckpt_format": "torch",
@@ -409,7 +409,7 @@ def write_core(original: Original, options: Options) -> dict[str, bytes | Write]
     files: dict[str, bytes | Write] = {TRACKER: b"release"}
     for (rank, stage), mine in parts.items():
         name = f"release/{directory_of(rank, stage, stages)}/{MODEL_FILES[0]}"
-        files[name] = partial(_save, {**common, "model": _in_order(mine, ORDER)})
+        files[name] = partial(save_tree, {**common, "model": in_order(mine, ORDER)})
     if "vocab.txt" in original.tokenizer_files:
         files["vocab.txt"] = original.tokenizer_files["vocab.txt"]
     return files

@@ -273,7 +273,7 @@ def _of_one_iteration(files: Files) -> tuple[str, dict[tuple[int, int], str]]:
             raise CheckpointError(f"{files.path} has two files of one rank", [twin, name])
     if not by_folder:
         return "", {(0, 0): _single_file(files)}
-    chosen = _tracked(files) if len(by_folder) > 1 else next(iter(by_folder))
+    chosen = tracked_folder(files) if len(by_folder) > 1 else next(iter(by_folder))
     if chosen not in by_folder:
         raise CheckpointError(
             f"{files.path} holds {len(by_folder)} checkpoints",
@@ -283,7 +283,7 @@ def _of_one_iteration(files: Files) -> tuple[str, dict[tuple[int, int], str]]:
     return name if ITERATION.fullmatch(name) else "", by_folder[chosen]
 
 
-def _tracked(files: Files) -> str:
+def tracked_folder(files: Files) -> str:
     """The folder that the tracker file names; empty where there is no such file."""
     trackers = [name for name in files.names if PurePosixPath(name).name == TRACKER]
     if len(trackers) != 1:
