@@ -37,6 +37,7 @@ FLOAT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The dtypes that a checkpoint can be converted to, by their usual names."""
 
 CONVERTIBLE = ("F64", "F32", "F16", "BF16")
+BLOCK = 2**18
 NAME_OF = {dtype: name for name, dtype in STORED_AS.items() if name not in BITS_ONLY}
 
 
@@ -145,26 +146,44 @@ def converted(name: str, tensor: LazyTensor, dtype: str) -> LazyTensor:
     """
     if tensor.dtype not in CONVERTIBLE or tensor.dtype == dtype:
         return tensor
-    return LazyTensor(tensor.shape, dtype, lambda: _convert(name, widen(tensor()), dtype), tensor.position)
+    return LazyTensor(tensor.shape, dtype, lambda: _convert(name, tensor(), dtype), tensor.position)
 
 
-def _convert(name: str, values: np.ndarray, dtype: str) -> np.ndarray | RawTensor:
-    with np.errstate(over="ignore", under="ignore"):
-        result = values.astype(np.float16 if dtype == "F16" else np.float32)
-        if dtype == "BF16":
-            raw = RawTensor(_round_to_bfloat16(result), "BF16")
-            result = widen(raw)
-    lost = np.isinf(result) & np.isfinite(values)
-    if lost.any():
+def _convert(name: str, value: np.ndarray | RawTensor, dtype: str) -> np.ndarray | RawTensor:
+    bits, old = stored(value)
+    flat = np.ascontiguousarray(bits).reshape(-1)
+    result = np.empty(flat.shape, STORED_AS[dtype])
+    lost, largest = 0, 0.0
+    # Block by block: the steps in between would each take as much memory as the tensor, or twice as much.
+    for start in range(0, flat.size, BLOCK):
+        part = flat[start : start + BLOCK]
+        numbers = widen(RawTensor(part, old)) if old in BITS_ONLY else part
+        made, rounded = _rounded(numbers, dtype)
+        result[start : start + BLOCK] = made
+        gone = np.isinf(rounded) & np.isfinite(numbers)
+        if gone.any():
+            lost, largest = lost + int(gone.sum()), max(largest, float(np.abs(numbers[gone]).max()))
+    if lost:
         raise CheckpointError(
-            f"{name} does not fit into {dtype}: {lost.sum()} numbers up to {np.abs(values[lost]).max():.4g} would overflow",
+            f"{name} does not fit into {dtype}: {lost} numbers up to {largest:.4g} would overflow",
             remedy="Choose a dtype with a larger range (bfloat16 or float32).",
         )
-    return raw if dtype == "BF16" else result
+    shaped = result.reshape(bits.shape)
+    return RawTensor(shaped, dtype) if dtype in BITS_ONLY else shaped
+
+
+def _rounded(numbers: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers as they are stored in another dtype, and as numbers again."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = numbers.astype(np.float16 if dtype == "F16" else np.float32, copy=False)
+    if dtype != "BF16":
+        return narrow, narrow
+    bits = _round_to_bfloat16(narrow)
+    return bits, widen(RawTensor(bits, "BF16"))
 
 
 def _round_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
+    bits = values.view(np.uint32)
     nearest_even = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     # Rounding could carry a NaN into an infinity: those keep their upper half and get the quiet bit.
     return np.asarray(np.where(np.isnan(values), (bits >> 16) | 0x40, nearest_even), np.uint16)
