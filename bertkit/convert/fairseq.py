@@ -21,6 +21,8 @@ import numpy as np
 
 from bertkit.convert.fairseq_dictionary import (
     DICTIONARY,
+    INPUTS,
+    LABELS,
     Vocabulary,
     read_labels,
     read_vocabulary,
@@ -509,7 +511,7 @@ def _is_zero(tensor: LazyTensor) -> bool:
 
 def _vocabulary(opened: Opened, options: Options, tensors: Mapping[str, LazyTensor]) -> Vocabulary:
     directory = opened.facts["directory"]
-    choices = [directory / DICTIONARY, directory / "input0" / DICTIONARY]
+    choices = [directory / DICTIONARY, directory / INPUTS]
     if options.vocab is not None:
         choices = [options.vocab / DICTIONARY if options.vocab.is_dir() else options.vocab]
     for path in choices:
@@ -526,7 +528,7 @@ def _label_values(
     count = 2 if last is None else last.shape[0]
     place = options.vocab if options.vocab is not None else opened.facts["directory"]
     directory = place if place.is_dir() else place.parent
-    labels = read_labels(directory / "label" / DICTIONARY, count)
+    labels = read_labels(directory / LABELS, count)
     regression = {"problem_type": "regression"} if settings.get("regression_target") else {}
     return {**regression, **({"id2label": dict(enumerate(labels))} if labels else {"num_labels": count})}
 
@@ -576,8 +578,11 @@ def write(original: Original, options: Options) -> dict[str, bytes | Write]:
     files, why_not = write_vocabulary(original.tokenizer_files, config.vocab_size)
     if why_not:
         notes.append(f"{why_not}; fairseq needs one beside the weights")
-    labels = write_labels(config.id2label) if classifies else {}
-    return {MODEL_FILE: partial(_save, tree), **files, **labels}
+    if classifies:
+        labels, why_not = write_labels(config.id2label)
+        notes += [why_not] if why_not else []
+        files |= labels | ({INPUTS: files[DICTIONARY]} if files else {})
+    return {MODEL_FILE: partial(_save, tree), **files}
 
 
 def _save(tree: dict[str, Any], file: BinaryIO, progress: Any) -> None:

@@ -21,6 +21,9 @@ from bertkit.core.tokenization import CHARACTER_TO_BYTE
 from bertkit.core.tokenization_files import TOKENIZER_FILE
 
 DICTIONARY, ENCODER, MERGES = "dict.txt", "encoder.json", "vocab.bpe"
+INPUTS, LABELS = "input0/dict.txt", "label/dict.txt"
+"""Where the task of classifying sentences looks for its dictionaries."""
+
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 """The symbols of the first rows, in every dictionary."""
 
@@ -220,12 +223,13 @@ def write_vocabulary(files: Mapping[str, bytes], rows: int) -> tuple[dict[str, b
     return written, None
 
 
-def write_labels(names: Mapping[int, str]) -> dict[str, bytes]:
-    """The label/dict.txt that names the classes of a classifier; nothing where they have no names of their own."""
+def write_labels(names: Mapping[int, str]) -> tuple[dict[str, bytes], str | None]:
+    """The dictionary that names the classes of a classifier, and why there is none."""
     labels = [names[index] for index in sorted(names)]
-    if all(label == f"LABEL_{index}" for index, label in enumerate(labels)) or any(re.search(r"\s", x) for x in labels):
-        return {}
-    return {"label/dict.txt": "".join(f"{label} 1\n" for label in labels).encode()}
+    strange = [label for label in labels if not label or label != label.strip() or len(label.splitlines()) > 1]
+    if strange or len({*labels, *SPECIAL}) != len(labels) + len(SPECIAL):
+        return {}, f"no {LABELS} was written: it cannot hold {(strange or labels)[0]!r}"
+    return {LABELS: "".join(f"{label} 1\n" for label in labels).encode()}, None
 
 
 def _own_vocabulary(files: Mapping[str, bytes]) -> tuple[dict[str, int], list[tuple[str, str]] | None]:

@@ -253,7 +253,9 @@ def test_what_is_written_says_how_to_make_the_model(tmp_path):
     assert (args.encoder_layers, args.encoder_embed_dim, args.encoder_attention_heads) == (theirs.LAYERS, theirs.WIDTH, 2)
     assert args.max_positions == theirs.LENGTH and args.activation_fn == "gelu"
     assert {"optimizer_history", "extra_state", "last_optimizer_state"} <= {*tree}
+    # Where fairseq's task of classifying sentences looks for its dictionaries.
     assert (tmp_path / "theirs" / "label" / "dict.txt").read_text() == "a 1\nb 1\nc 1\n"
+    assert (tmp_path / "theirs" / "input0" / "dict.txt").read_text() == (tmp_path / "theirs" / "dict.txt").read_text()
     # fairseq cannot be without a language-model head, and we do not take an empty one for a trained one.
     assert not tree["model"]["encoder.lm_head.dense.weight"].any()
     assert any("empty language-model head" in note for note in report.notes)
@@ -298,6 +300,12 @@ def test_what_fairseq_lacks_is_said(tmp_path):
         assert words in notes
     written = load(tmp_path / "theirs")["model"]
     assert written["encoder.sentence_encoder.layers.0.fc2_act.x_max"] == 4
+
+
+def test_labels_that_a_dictionary_cannot_hold(tmp_path):
+    source = ibert(tmp_path / "source", "ForSequenceClassification", id2label={0: "yes", 1: "no\nnever", 2: "?"})
+    report = convert(source, tmp_path / "theirs", to="fairseq")
+    assert "no label/dict.txt was written: it cannot hold 'no\\nnever'" in report.notes and report.files == ["model.pt"]
 
 
 def test_without_ranges_a_plain_roberta_is_written(tmp_path):
