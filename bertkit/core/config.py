@@ -46,6 +46,9 @@ def one_of(*choices: str) -> Check:
 NONE = Check("None", lambda v: v is None)
 POSITIVE = Check("a positive integer", lambda v: _is_int(v) and v > 0)
 COUNT = Check("an integer >= 0", lambda v: _is_int(v) and v >= 0)
+LAYERS = Check("an integer from 0 to 1000", lambda v: _is_int(v) and 0 <= v <= 1000)
+NETWORKS = Check("an integer from 1 to 100", lambda v: _is_int(v) and 1 <= v <= 100)
+LABELS = Check("an integer from 1 to 1000000", lambda v: _is_int(v) and 1 <= v <= 1_000_000)
 INTEGER = Check("an integer", _is_int)
 PROBABILITY = Check("a number in [0, 1]", lambda v: _is_real(v) and 0 <= v <= 1)
 POSITIVE_REAL = Check("a number > 0", lambda v: _is_real(v) and v > 0)
@@ -55,7 +58,8 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu", "relu6", "selu", "silu", "swish", "ta
 ACTIVATION = one_of(*ACTIVATIONS) | Check("a callable", callable)
 
 Positive = Annotated[int, POSITIVE]
-Count = Annotated[int, COUNT]
+Layers = Annotated[int, LAYERS]
+Networks = Annotated[int, NETWORKS]
 Probability = Annotated[float, PROBABILITY]
 PositiveReal = Annotated[float, POSITIVE_REAL]
 NotNegativeReal = Annotated[float, NOT_NEGATIVE_REAL]
@@ -156,8 +160,8 @@ class PretrainedConfig:
     def _name_labels(self, num_labels: Any) -> list[str]:
         """Make `id2label` and `label2id` complete from what was given; what is wrong with it is given back."""
         problems = []
-        if num_labels is not None and not POSITIVE.accepts(num_labels):
-            problems.append(f"num_labels: got {num_labels!r}, expected {POSITIVE.allowed}")
+        if num_labels is not None and not LABELS.accepts(num_labels):
+            problems.append(f"num_labels: got {num_labels!r}, expected {LABELS.allowed}")
         elif num_labels is not None and isinstance(self.id2label, Mapping) and len(self.id2label) != num_labels:
             problems.append(f"num_labels: got {num_labels}, but id2label names {len(self.id2label)}")
         names, indices = _with_indices(self.id2label), _with_indices(_inverse(self.label2id))
@@ -176,7 +180,7 @@ class PretrainedConfig:
         given, self.pruned_heads = self.pruned_heads, {}
         try:
             heads: dict[int, list[Any]] = {int(layer): sorted(pruned) for layer, pruned in (given or {}).items()}
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             heads = {0: [None]}
         if not all(_is_int(head) for pruned in heads.values() for head in pruned):
             return [f"pruned_heads: got {given!r}, expected lists of heads by layer"]
@@ -226,7 +230,8 @@ class PretrainedConfig:
         if hidden % heads:
             found.append(f"num_attention_heads: got {heads}, expected a divisor of the attention width {hidden}")
         for layer, pruned in self.pruned_heads.items():
-            if not 0 <= layer < self.num_hidden_layers or len({*pruned} & {*range(heads)}) != len(pruned):
+            valid = {head for head in pruned if 0 <= head < heads}
+            if not 0 <= layer < self.num_hidden_layers or len(valid) != len(pruned):
                 found.append(f"pruned_heads: got {{{layer}: {pruned}}}, expected layers below "
                              f"{self.num_hidden_layers} and different heads below {heads}")
             elif len(pruned) >= heads:
@@ -359,7 +364,7 @@ def _with_indices(names: Any) -> dict[int, str] | None:
     """Labels by class index in ascending order; None where it is no such mapping."""
     try:
         return dict(sorted((int(index), str(name)) for index, name in names.items()))
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
-    Count,
     Flag,
+    Layers,
     NotNegativeReal,
     Positive,
     PretrainedConfig,
@@ -77,7 +77,7 @@ class IBertConfig(PretrainedConfig):
 
     vocab_size: Positive = 30522
     hidden_size: Positive = 768
-    num_hidden_layers: Count = 12
+    num_hidden_layers: Layers = 12
     num_attention_heads: Positive = 12
     intermediate_size: Positive = 3072
     hidden_act: Annotated[str, one_of("gelu")] = "gelu"

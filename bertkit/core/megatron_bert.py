@@ -12,8 +12,8 @@ from bertkit.core.config import (
     ACTIVATION,
     NONE,
     Activation,
-    Count,
     Flag,
+    Layers,
     NotNegativeReal,
     PositionEmbedding,
     Positive,
@@ -78,7 +78,7 @@ class MegatronBertConfig(PretrainedConfig):
 
     vocab_size: Positive = 29056
     hidden_size: Positive = 1024
-    num_hidden_layers: Count = 24
+    num_hidden_layers: Layers = 24
     num_attention_heads: Positive = 16
     intermediate_size: Positive = 4096
     hidden_act: Activation = "gelu"

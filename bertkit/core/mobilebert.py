@@ -10,8 +10,9 @@ from bertkit.core.config import (
     NONE,
     PROBABILITY,
     Activation,
-    Count,
     Flag,
+    Layers,
+    Networks,
     NotNegativeReal,
     Positive,
     PretrainedConfig,
@@ -83,7 +84,7 @@ class MobileBertConfig(PretrainedConfig):
 
     vocab_size: Positive = 30522
     hidden_size: Positive = 512
-    num_hidden_layers: Count = 24
+    num_hidden_layers: Layers = 24
     num_attention_heads: Positive = 4
     intermediate_size: Positive = 512
     hidden_act: Activation = "relu"
@@ -100,7 +101,7 @@ class MobileBertConfig(PretrainedConfig):
     intra_bottleneck_size: Positive = 128
     use_bottleneck_attention: Flag = False
     key_query_shared_bottleneck: Flag = True
-    num_feedforward_networks: Positive = 4
+    num_feedforward_networks: Networks = 4
     normalization_type: Annotated[str, one_of("no_norm", "layer_norm")] = "no_norm"
     classifier_activation: Flag = True
     classifier_dropout: Annotated[float | None, PROBABILITY | NONE] = None

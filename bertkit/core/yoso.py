@@ -12,8 +12,8 @@ from bertkit.core.config import (
     NONE,
     POSITIVE,
     Activation,
-    Count,
     Flag,
+    Layers,
     NotNegativeReal,
     PositionEmbedding,
     Positive,
@@ -85,7 +85,7 @@ class YosoConfig(PretrainedConfig):
 
     vocab_size: Positive = 50265
     hidden_size: Positive = 768
-    num_hidden_layers: Count = 12
+    num_hidden_layers: Layers = 12
     num_attention_heads: Positive = 12
     intermediate_size: Positive = 3072
     hidden_act: Activation = "gelu"

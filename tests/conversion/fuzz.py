@@ -374,7 +374,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
     """JSON that is still JSON."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return mutate_bytes(content, rng)
     if rng.random() < 0.02:
         return b"[" * rng.choice((10, 1000, 100_000)) + content
@@ -523,7 +523,7 @@ def _damage_for(name: str, content: bytes) -> Callable[[bytes, random.Random], b
 
 def mutate_distributed(content: bytes, rng: random.Random) -> bytes:
     """One of the archives that stand one behind the other, of the same length where it can be."""
-    begins = [found.start() for found in re.finditer(rb"PK\3\4.{26}[^/]+/data\.pkl", content, re.DOTALL)]
+    begins = [found.start() for found in re.finditer(rb"PK\x03\x04.{26}[^/]+/data\.pkl", content, re.DOTALL)]
     if not begins:
         return mutate_bytes(content, rng)
     place = rng.randrange(len(begins))
