@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from bertkit.commands.terminal import format_list, format_size, format_table, sh
 from bertkit.core.errors import BertkitError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bertkit.convert.original import Format
 
 SUMMARY = "show format, variant, task, parameters and every tensor of a checkpoint, and whether it fits its config.json"
@@ -33,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; 1 where the checkpoint does not fit."""
     from bertkit.convert.formats import find_format
+    from bertkit.convert.source import has_weights, locate
 
-    format = find_format(arguments.source, arguments.source_type)
-    if format is not None:
-        return _show_foreign(look_at_foreign(arguments.source, format, arguments.task), arguments.json)
+    path = locate(arguments.source)
+    format = find_format(path, arguments.source_type)
+    if format is not None and not has_weights(path):
+        return _show_foreign(look_at_foreign(path, format, arguments.task), arguments.json)
     found = look_at(arguments.source, arguments.task)
     if arguments.json:
         show_json(found)
@@ -79,7 +82,7 @@ def _show_foreign(found: dict[str, Any], as_json: bool) -> int:
     return 0 if found["convertible"] else 1
 
 
-def look_at_foreign(path: str, format: Format, task: str | None = None) -> dict[str, Any]:
+def look_at_foreign(path: Path, format: Format, task: str | None = None) -> dict[str, Any]:
     """Everything that can be said of a foreign checkpoint.
 
     Raises:
@@ -87,7 +90,7 @@ def look_at_foreign(path: str, format: Format, task: str | None = None) -> dict[
     """
     from bertkit.convert.original import Options, Sample
 
-    opened = format.open(Sample(Path(path)))
+    opened = format.open(Sample(path))
     found: dict[str, Any] = {
         "source": str(opened.path), "format": opened.format, "files": opened.files, "settings": opened.settings,
         "parameters": sum(math.prod(tensor.shape) for tensor in opened.tensors.values()),

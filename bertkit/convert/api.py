@@ -14,21 +14,20 @@ import numpy as np
 
 from bertkit.convert.ahead import ReadAhead
 from bertkit.convert.formats import FORMATS, find_format
-from bertkit.convert.original import READING, Format, Options, Original, Sample
+from bertkit.convert.original import Format, Options, Original, Sample
 from bertkit.convert.rules import Change, Translation
-from bertkit.convert.source import Source, open_source, params_of, task_of, unknown_tensors
+from bertkit.convert.source import KERAS_FILE, Source, has_weights, locate, open_source, params_of, task_of
 from bertkit.convert.warm_start import SOURCES, TARGETS, warm_start
 from bertkit.core.atomic import staged_directory
 from bertkit.core.checkpoint import Checkpoint, LazyTensor, write_checkpoint
 from bertkit.core.config import CONFIG_NAME
 from bertkit.core.errors import CheckpointError, ConfigError
-from bertkit.core.hub import resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.loading import LoadPlan, plan_loading
 from bertkit.core.progress import progress
 from bertkit.core.spec import Param
 from bertkit.core.tensors import FLOAT_DTYPES, converted, stored
-from bertkit.core.variants import VARIANTS, find_variant
+from bertkit.core.variants import VARIANTS
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EXPONENTS = {"F64": 0x7FF0000000000000, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
@@ -163,47 +162,40 @@ def read_original(
         source, source_type, to: as for `convert`.
         options: what the user asks for.
     """
-    if to is not None and to not in {**FORMATS, **VARIANTS}:
+    if to is not None and to not in {**FORMATS, **TARGETS}:
         raise ConfigError(f"to: got {to!r}", [f"formats: {', '.join(name for name, f in FORMATS.items() if f.write)}",
                                               f"variants: {', '.join(TARGETS)}"])
     writer = FORMATS.get(to or "")
     written = writer.writing if writer else ()
-    format = find_format(source, source_type)
-    if format is not None:
-        _check_options(options, format.title, (*READING, *format.reading, *written))
-        path = resolve_directory(source, allow_patterns=["*"])
-        original = format.read(format.open(Sample(path)), options)
-    else:
-        opened = open_source(source, source_type=source_type if source_type not in FORMATS else None)
-        starts = to in VARIANTS and to != opened.settings.get("model_type")
-        original = warm_start(opened, str(to), options) if starts else _own(opened, options)
-        _check_options(options, "a directory of transformers or bertkit", ("task", *written))
+    path = locate(source)
+    model_type = source_type if source_type not in FORMATS else None
+    if to in TARGETS and (start := _open_start(path, str(to), model_type)) is not None:
+        _check_options(options, "a directory of transformers", ("task", "config"))
+        return warm_start(start, str(to), options)
+    format = find_format(path, source_type)
+    if format is None:
+        open_source(path)  # says what it is instead
+        raise ConfigError(f"{path} is of no model that can be converted",
+                          remedy=f"Of a BERT or RoBERTa --to makes one: {', '.join(TARGETS)}.")
+    _check_options(options, format.title, (*format.reading, *written))
+    opened = format.open(Sample(path))
+    if model_type is not None:
+        opened.settings["model_type"] = model_type
+    original = format.read(opened, options)
     if writer is not None and original.config.model_type not in writer.model_types:
         raise ConfigError(f"{writer.title} holds {', '.join(writer.model_types)}, not {original.config.model_type}")
-    if to in VARIANTS and to != original.config.model_type:
-        raise ConfigError(f"{original.path} is a {original.config.model_type}, of which no {to} can be made")
+    if to in TARGETS and to != original.config.model_type:
+        raise ConfigError(f"{original.path} is a {original.config.model_type}, of which no {to} can be made",
+                          [f"from: {', '.join(SOURCES)}"])
     return original
 
 
-def _own(source: Source, options: Options) -> Original:
-    """A directory of one of bertkit's variants, written by bertkit or by transformers."""
-    model_type = source.settings.get("model_type")
-    if model_type in SOURCES:
-        raise ConfigError(f"{model_type} is not one of bertkit's models",
-                          remedy=f"`bertkit convert SRC DST --to VARIANT` makes one of it: {', '.join(TARGETS)}.")
-    if model_type is None:
-        raise ConfigError(f"config.json of {source.directory} names no model_type",
-                          remedy=f"Say what it is with --from: {', '.join((*VARIANTS, *SOURCES))}.")
-    variant = find_variant(model_type)
-    config = variant.config.from_dict(source.settings)
-    unknown = unknown_tensors(source.checkpoint, variant, config)
-    if unknown:
-        raise CheckpointError(f"{len(unknown)} tensor(s) that no class of {variant.name} has", unknown,
-                              "Say what the source is with --from.")
-    tensors = {name: source.checkpoint.lazy(name) for name in source.checkpoint.names()}
-    task = task_of(variant, config, source.checkpoint, options.task)
-    return Original(source.directory, source.checkpoint.format, variant, config, Translation(tensors), task,
-                    tokenizer_files={file.name: file.read_bytes() for file in source.tokenizer_files})
+def _open_start(path: Path, to: str, model_type: str | None) -> Source | None:
+    """A directory of transformers whose model is another one than `to`; None for everything else."""
+    if not has_weights(path) and not (path / KERAS_FILE).is_file():
+        return None
+    opened = open_source(path, source_type=model_type)
+    return None if opened.settings.get("model_type") in (to, *VARIANTS) else opened
 
 
 def _options(given: Mapping[str, Any]) -> Options:

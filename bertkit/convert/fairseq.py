@@ -29,7 +29,7 @@ from bertkit.convert.fairseq_dictionary import (
     write_labels,
     write_vocabulary,
 )
-from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
+from bertkit.convert.original import READING, Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import (
     SAME,
     Arrays,
@@ -682,4 +682,4 @@ def _arguments(config: IBertConfig, task: str | None, quantised: bool) -> Simple
 
 
 FAIRSEQ = Format("fairseq", "fairseq's RoBERTa or I-BERT", ("ibert",), recognise, open_files, read, write,
-                 reading=("decoder",))
+                 reading=(*READING, "decoder"))

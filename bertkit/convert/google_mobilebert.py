@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bertkit.convert.mobilebert import check_depth, shaped_vocabulary
-from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
+from bertkit.convert.original import READING, Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import TRANSPOSED, Arrays, Facts, Operation, Rule, inverted, table, tensor, translate
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
@@ -575,7 +575,7 @@ GOOGLE_MOBILEBERT = Format(
     open=_open_google,
     read=_read_google,
     write=_write,
-    reading=("zero_padding_row",),
+    reading=(*READING, "zero_padding_row"),
 )
 
 MODEL_GARDEN = Format(
@@ -585,5 +585,5 @@ MODEL_GARDEN = Format(
     recognise=_is_garden,
     open=_open_garden,
     read=_read_garden,
-    reading=("zero_padding_row",),
+    reading=(*READING, "zero_padding_row"),
 )

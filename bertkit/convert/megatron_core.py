@@ -62,7 +62,7 @@ EXTRA_STATE = "_extra_state"
 MOST_LAYERS = 10_000
 PREFIX = "model."
 COMMON_FILE, COMMON_OBJECT = "common.pt", "common_state/shard_0_1"
-ROOTS = ("embedding.", "encoder.")
+ROOTS = ("embedding.word_embeddings.", "encoder.layers.")
 
 
 # -- the tables ---------------------------------------------------------------------------------------------------------

@@ -33,8 +33,9 @@ class Sample:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise CheckpointError(f"there is no {path}", remedy="Give a file, or a directory.")
+        if not path.is_file() and not path.is_dir():
+            what = "is neither a file nor a directory" if path.exists() else "does not exist"
+            raise CheckpointError(f"{path} {what}", remedy="Give a file, or a directory.")
         self.path = path
 
     @property
@@ -164,7 +165,7 @@ class Options:
 
 
 READING = ("task", "config", "vocab", "vocab_size", "hf_compat")
-"""Options that reading knows in every format."""
+"""Options that reading a foreign format knows."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Format:
         open: opens its files.
         read: sees an opened checkpoint as one of our variants.
         write: gives the files to write, by relative path, for a checkpoint in our names; None where only reading is known.
-        reading: options that `read` knows beside those of every format.
+        reading: options that `read` knows.
         writing: options that `write` knows.
     """
 
@@ -190,5 +191,5 @@ class Format:
     open: Callable[[Sample], Opened]
     read: Callable[[Opened, Options], Original]
     write: Callable[[Original, Options], dict[str, bytes | Write]] | None = None
-    reading: tuple[str, ...] = ()
+    reading: tuple[str, ...] = READING
     writing: tuple[str, ...] = ()

@@ -41,8 +41,8 @@ SUFFIXES = {
 }
 """What a file is, by the end of its name."""
 
-EXPECTED = ("Expected is a directory with config.json and model.safetensors, pytorch_model.bin (both also in shards) "
-            "or tf_model.h5. transformers reads most of the others and writes that form with save_pretrained().")
+EXPECTED = ("Expected is a directory with config.json and model.safetensors, or a checkpoint of another format that "
+            "`bertkit convert --help` lists, whole and with its usual file names; --from FORMAT says which.")
 
 
 @dataclass
@@ -77,8 +77,8 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
         CheckpointError: when there is no such directory, or it holds no weights that can be read, with what it holds.
         ConfigError: when config.json is no JSON object.
     """
-    directory = resolve_directory(name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES])
-    if directory.is_file():
+    directory = locate(name_or_path)
+    if not directory.is_dir():
         raise CheckpointError(f"{directory} is a single file: {_kind_of(directory)}", remedy=EXPECTED)
     native = has_weights(directory)
     keras = directory / KERAS_FILE
@@ -93,6 +93,18 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
     if not isinstance(settings.get("model_type", ""), str):
         raise ConfigError(f"{directory / CONFIG_NAME}: model_type: got {settings['model_type']!r}, expected a string")
     return Source(directory, settings, open_checkpoint(directory) if native else KerasWeights(keras))
+
+
+def locate(name_or_path: str | os.PathLike) -> Path:
+    """The local file or directory behind a path or hub id; of what TensorFlow calls a checkpoint, the index file.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    index = Path(f"{os.fspath(name_or_path)}.index")
+    if not Path(name_or_path).exists() and index.is_file():
+        return index
+    return resolve_directory(name_or_path, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES])
 
 
 def has_weights(directory: Path) -> bool:

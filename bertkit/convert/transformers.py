@@ -20,10 +20,11 @@ import numpy as np
 
 from bertkit.convert.keras_h5 import KerasWeights, is_kernel, keras_path, torch_name, transposed, write_keras_weights
 from bertkit.convert.mobilebert import check_depth, shaped_vocabulary
-from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
+from bertkit.convert.original import READING, Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import Change, Translation
-from bertkit.convert.source import KERAS_FILE, has_weights, open_source
-from bertkit.core.checkpoint import write_safetensors
+from bertkit.convert.source import KERAS_FILE, has_weights, open_source, task_of, unknown_tensors
+from bertkit.convert.warm_start import SOURCES, TARGETS
+from bertkit.core.checkpoint import Checkpoint, write_safetensors
 from bertkit.core.config import CONFIG_NAME, PretrainedConfig, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.hub import TOKENIZER_FILES
@@ -115,9 +116,20 @@ def _open_torch(sample: Sample) -> Opened:
 
 
 def _read_torch(opened: Opened, options: Options) -> Original:
-    variant = find_variant(opened.settings.get("model_type"))
-    config = variant.config.from_dict({**opened.settings, **(options.config or {})})
-    return Original(opened.path, opened.format, variant, config, Translation(dict(opened.tensors)), _task(variant, config),
+    model_type = opened.settings.get("model_type")
+    if model_type is None or model_type in SOURCES:
+        raise ConfigError(f"{opened.path} is of model type {model_type!r}, which is none of bertkit's models",
+                          remedy=f"Say with --from what it is: {', '.join((*VARIANTS, *SOURCES))}. "
+                                 f"Of a BERT or RoBERTa --to VARIANT makes one: {', '.join(TARGETS)}.")
+    variant = find_variant(model_type)
+    config = variant.config.from_dict(opened.settings)
+    tensors = Checkpoint(opened.path, [], opened.format, opened.tensors, {})
+    unknown = unknown_tensors(tensors, variant, config)
+    if unknown:
+        raise CheckpointError(f"{opened.path} holds {len(unknown)} tensor(s) that no class of {variant.name} has", unknown,
+                              "Say what it is with --from.")
+    return Original(opened.path, opened.format, variant, config, Translation(dict(opened.tensors)),
+                    task_of(variant, config, tensors, options.task),
                     tokenizer_files=_contents(opened.facts["tokenizer_files"]))
 
 
@@ -251,6 +263,7 @@ TRANSFORMERS = Format(
     open=_open_torch,
     read=_read_torch,
     write=_write_torch,
+    reading=("task",),
 )
 
 TRANSFORMERS_TF = Format(
@@ -261,5 +274,5 @@ TRANSFORMERS_TF = Format(
     open=_open_tensorflow,
     read=_read_tensorflow,
     write=_write_tensorflow,
-    reading=("decoder", "zero_padding_row"),
+    reading=(*READING, "decoder", "zero_padding_row"),
 )

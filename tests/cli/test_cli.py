@@ -99,7 +99,7 @@ BROKEN = {
     impossible_config: ["hidden_size: got -3", "num_hash: got 'many'"],
     truncated_weights: ["model.safetensors"],
     damaged_h5: ["tf_model.h5 is no HDF5 file, or is damaged"],
-    keras_weights: ["weights.h5: Keras weights (HDF5)", "save_pretrained"],
+    keras_weights: ["weights.h5: Keras weights (HDF5)", "bertkit convert --help"],
     tensorflow_checkpoint: ["model.ckpt.index: a TensorFlow checkpoint"],
     megatron_archive: ["release.zip: a zip archive"],
 }
@@ -122,13 +122,19 @@ def test_bad_input_is_2_with_a_message(spoil, command, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "content", "told"), [
-    ("model.h5", b"\x89HDF\r\n\x1a\n", "Keras weights"), ("model.pt", b"PK\x03\x04", "zip archive"),
+    ("model.h5", b"\x89HDF\r\n\x1a\n", "Keras weights"),
     ("old.pt", b"\x80\x02\x8a\x0a", "pickle"), ("notes.txt", b"hello", "not a format"),
 ])
 def test_single_files_are_recognised(name, content, told, tmp_path, capsys):
     (tmp_path / name).write_bytes(content)
     code, _, err = run(capsys, "convert", tmp_path / name, tmp_path / "target")
     assert code == 2 and told in err and "config.json" in err
+
+
+def test_a_damaged_file_is_not_just_unknown(tmp_path, capsys):
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
+    code, _, err = run(capsys, "inspect", tmp_path / "model.pth")
+    assert code == 2 and "model.pth is damaged" in err
 
 
 def test_missing_directory(tmp_path, capsys):
