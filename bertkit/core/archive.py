@@ -13,8 +13,14 @@ from bertkit.core.byte_source import LARGEST_RATIO, ByteSource, ByteStream, Infl
 from bertkit.core.errors import CheckpointError
 
 LARGEST_DIRECTORY = 8 * 2**20
-LOCAL_HEADER = struct.Struct("<4s2xHH16xHH")
+LOCAL_HEADER = struct.Struct("<4s2xHH8x2L2H")
 ENCRYPTED = 0x1 | 0x40 | 0x2000
+DESCRIBED_BEHIND = 0x8
+DESCRIPTORS = (struct.Struct("<4sL2L"), struct.Struct("<4sL2Q"))
+LONGEST_DESCRIPTOR = DESCRIPTORS[-1].size
+SEARCHED = 4096
+"""How far the end of a member is searched for that does not tell its size."""
+
 METHODS = {0: "stored", 8: "deflate", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd", 99: "AES"}
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -103,7 +109,7 @@ class Archive:
         if begin > self.source.size:
             raise CheckpointError(f"{title} is damaged: its header lies beyond the end of the archive")
         header = self.source.read(member.header, begin).tobytes()
-        signature, flags, method, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        signature, flags, method, *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
         if signature != b"PK\x03\x04" or method != member.method or flags & ENCRYPTED:
             raise CheckpointError(f"{title} is damaged: its header contradicts the archive's directory")
         begin += name_length + extra_length
@@ -113,6 +119,80 @@ class Archive:
         if member.method == zipfile.ZIP_STORED:
             return packed
         return Inflated(packed, member.size, member.checksum, title)
+
+
+class Walk:
+    """The members of an archive one after the other from its first byte on, without the directory at its end.
+
+    Understood are members that are not compressed and lie one behind the other, as torch.save writes them. All else is an
+    error, which does not mean that the archive is damaged: its directory may know better.
+
+    Args:
+        source: the archive.
+
+    Attributes:
+        name: name of the present member; at first, of the first one.
+        content: its bytes; when its size is not told ahead, all bytes up to the end of the archive.
+        is_sized: whether its size is told ahead.
+
+    Raises:
+        CheckpointError: when the archive does not begin with such a member.
+
+    Example:
+        >>> walk = Walk(FileBytes("pytorch_model.bin"))  # doctest: +SKIP
+        >>> walk.name  # doctest: +SKIP
+        'archive/data.pkl'
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._enter(0)
+
+    def _enter(self, position: int) -> None:
+        begin = position + LOCAL_HEADER.size
+        header = self._source.read(position, begin).tobytes()
+        signature, flags, method, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        is_sized = not flags & DESCRIBED_BEHIND
+        if signature != b"PK\x03\x04" or method or flags & ENCRYPTED or packed != size or (is_sized and size == 2**32 - 1):
+            raise self._unusual(position)
+        name = self._source.read(begin, begin + name_length).tobytes().decode("utf-8", "replace")
+        begin += name_length + extra_length
+        content = Part(self._source, begin, begin + size if is_sized else self._source.size)
+        self.name, self.content, self.is_sized, self._begin = name, content, is_sized, begin
+
+    def leave(self, size: int | None = None) -> None:
+        """Go on to the next member.
+
+        Args:
+            size: how many bytes the present one has; needed unless it is told ahead, or small.
+
+        Raises:
+            CheckpointError: when what follows is not the end of so many bytes, or not another such member.
+        """
+        if self.is_sized:
+            self._enter(self._begin + self.content.size)
+            return
+        if size is None:
+            start = self.content.read(0, min(SEARCHED, self.content.size)).tobytes()
+            size = next((place for place in range(len(start)) if _descriptor(start[place:], place)), 0)
+        end = self._begin + size
+        length = _descriptor(self._source.read(end, min(end + LONGEST_DESCRIPTOR, self._source.size)).tobytes(), size)
+        if not length:
+            raise self._unusual(end)
+        self._enter(end + length)
+
+    def _unusual(self, position: int) -> CheckpointError:
+        return CheckpointError(f"{self._source.name} is no plain archive at byte {position}")
+
+
+def _descriptor(content: bytes, size: int) -> int:
+    """Length of the descriptor of so many bytes with which the content begins; 0 if there is none."""
+    for form in DESCRIPTORS:
+        if len(content) >= form.size:
+            signature, _, *sizes = form.unpack_from(content)
+            if signature == b"PK\x07\x08" and sizes == [size, size]:
+                return form.size
+    return 0
 
 
 def _directory(source: ByteSource) -> tuple[list[zipfile.ZipInfo], int]:

@@ -7,17 +7,20 @@ train models, of which nothing is kept but what the pickle says. Values stay whe
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from bertkit.core.archive import Archive
+from bertkit.core.archive import Archive, Member, Walk
 from bertkit.core.byte_source import ByteSource, Part, as_source
 from bertkit.core.errors import CheckpointError
 from bertkit.core.pickle_machine import Buildable, Foreign, Inert, Machine, Maker, Stub, short
@@ -68,6 +71,10 @@ STORAGES = {
 NUMPY_CODES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}")
 LARGEST_REPETITION = 64 * 2**20
 """Bytes up to which a tensor may show the same numbers several times, as expanded tensors do."""
+
+MOST_OTHERS = 100
+"""Members of an archive beside its storages; torch writes half a dozen."""
+
 
 def load(source: str | os.PathLike[str] | ByteSource, name: str | None = None) -> Any:
     """What `torch.save` wrote: dictionaries, lists, numbers, ... with a `LazyTensor` for each tensor.
@@ -461,9 +468,12 @@ def _storage_fields(identity: Any, number: int) -> tuple[str, str, int, Any]:
 
 
 def _load_zip(source: ByteSource) -> Any:
+    if source.in_order:
+        with contextlib.suppress(CheckpointError):  # what is wrong, if anything is, the directory will tell
+            return _load_in_order(source)
     archive = Archive(source)
     members = archive.members
-    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    pickles = [name for name in members if _is_program(name)]
     if len(pickles) != 1:
         raise CheckpointError(
             f"{source.name} is a zip archive, but not one of torch.save: it has no data.pkl",
@@ -478,13 +488,7 @@ def _load_zip(source: ByteSource) -> Any:
 
     def storage(identity: Any) -> _Storage:
         key, dtype, count, _ = _storage_fields(identity, 5)
-        member = members.get(f"{folder}data/{key}")
-        if member is None:
-            raise CheckpointError(f"there is no storage {short(key)}")
-        if member.packed != member.size or member.method:
-            raise CheckpointError(f"{short(member.name)} is compressed, which torch.save never does")
-        if member.size < count * STORED_AS[dtype].itemsize:
-            raise CheckpointError(f"storage {short(key)} has {member.size} bytes, expected {count} numbers of {dtype}")
+        member = _values_of(archive, folder, key, count * STORED_AS[dtype].itemsize)
         if key not in places:
             places[key] = _Place(member.header, lambda: archive.open(member.name))
             if not source.in_order:
@@ -493,6 +497,133 @@ def _load_zip(source: ByteSource) -> Any:
 
     program = archive.open(pickles[0])
     return _run(Part(program, 0, program.size, source.name), 0, storage)[0]
+
+
+def _is_program(name: str) -> bool:
+    """Whether a member of an archive is the pickle, which lies in the one folder of the archive."""
+    return name.count("/") == 1 and name.endswith("/data.pkl")
+
+
+def _values_of(archive: Archive, folder: str, key: str, size: int) -> Member:
+    """The member with the values of a storage, which has at least so many bytes."""
+    member = archive.members.get(f"{folder}data/{key}")
+    if member is None:
+        raise _damaged(archive.source, f"there is no storage {short(key)}")
+    if member.packed != member.size or member.method:
+        raise _damaged(archive.source, f"{short(member.name)} is compressed, which torch.save never does")
+    if member.size < size:
+        raise _damaged(archive.source, f"storage {short(key)} has {member.size} bytes, expected {size}")
+    return member
+
+
+def _load_in_order(source: ByteSource) -> Any:
+    """An archive inside a compressed stream, of which the beginning alone is read."""
+    walk = Walk(source)
+    if not _is_program(walk.name):
+        raise _damaged(source, "its pickle does not come first")
+    storages = _Storages(source, walk)
+    content, size = _run(Part(walk.content, 0, walk.content.size, source.name), 0, storages.storage)
+    storages.settle(size)
+    return content
+
+
+class _Storages:
+    """The storages of an archive inside a compressed stream, found one by one on a single way through it.
+
+    The directory, for which the whole stream must be unpacked, is asked only when the archive is not as torch writes it.
+
+    Args:
+        source: the archive.
+        walk: at its pickle.
+    """
+
+    def __init__(self, source: ByteSource, walk: Walk) -> None:
+        self._source, self._walk, self._folder = source, walk, walk.name.removesuffix("data.pkl")
+        self._places: dict[str, _Place] = {}
+        self._sizes: dict[str, int] = {}
+        self._found: dict[str, ByteSource] = {}
+        self._others: list[str] = []
+        self._archive: Archive | None = None
+        self._lock = threading.Lock()
+
+    def storage(self, identity: Any) -> _Storage:
+        """What stands for a storage of which the place is not known yet."""
+        key, dtype, count, _ = _storage_fields(identity, 5)
+        if count:
+            self._sizes[key] = max(self._sizes.get(key, 0), count * STORED_AS[dtype].itemsize)
+        return _Storage(key, dtype, count, self._places.setdefault(key, _Place()))
+
+    def settle(self, size: int) -> None:
+        """Go on to the first storage, behind a pickle of so many bytes, and tell the tensors in which order they lie."""
+        is_sized = self._walk.is_sized
+        self._walk.leave(size)
+        while not self._enter() and self._sizes:
+            self._walk.leave()
+        # Torch never tells sizes ahead. Before 2.7, when the version of the format came, it sorted the keys as texts.
+        keys = list(self._sizes) if is_sized or ".format_version" in self._others else sorted(self._sizes)
+        for key in keys:
+            self._places[key].settle(size, partial(self._open, key))
+            size += self._sizes[key]
+
+    def _enter(self) -> bool:
+        """Note what member the walk has come to; whether it is a storage that is wanted."""
+        name = self._walk.name.removeprefix(self._folder)
+        key = name.removeprefix("data/")
+        if name == "byteorder" and self._walk.content.read(0, 6).tobytes() != b"little":
+            raise _damaged(self._source, "its byte order is not little-endian")
+        if key == name or key not in self._sizes or key in self._found:
+            self._others.append(name)
+            if len(self._others) > MOST_OTHERS:
+                raise _damaged(self._source, "it has too many members that are no storages")
+            return False
+        self._found[key] = Part(self._walk.content, 0, self._sizes[key])
+        return True
+
+    def _next(self) -> None:
+        """Go on to the member behind the present one, be it a storage or not."""
+        self._walk.leave(self._sizes.get(self._walk.name.removeprefix(f"{self._folder}data/")))
+        self._enter()
+
+    def _ask_directory(self, key: str) -> ByteSource:
+        """The values of a storage; what is wrong with the archive, if anything is, comes out here."""
+        if self._archive is None:
+            self._archive = Archive(self._source)
+        return self._archive.open(_values_of(self._archive, self._folder, key, self._sizes[key]).name)
+
+    def _open(self, key: str) -> ByteSource:
+        """The values of a storage, for which the walk goes on as far as needed."""
+        with self._lock:
+            while key not in self._found and self._archive is None:
+                try:
+                    self._next()
+                except CheckpointError:
+                    break
+            return _Watched(self._found[key], partial(self._leave, key)) if key in self._found else self._ask_directory(key)
+
+    def _leave(self, key: str) -> None:
+        """Check what follows a storage that has been read to its end, and after the last of all the checksum of the stream."""
+        with self._lock:
+            if self._archive is None and self._walk.name == f"{self._folder}data/{key}":
+                try:
+                    self._next()
+                except CheckpointError:
+                    self._ask_directory(key)
+            if len(self._found) == len(self._sizes) and next(reversed(self._found)) == key:
+                self._source.read(self._source.size - 1, self._source.size)
+
+
+class _Watched(Part):
+    """A source that tells when it is read to its end."""
+
+    def __init__(self, source: ByteSource, at_end: Callable[[], None]) -> None:
+        super().__init__(source, 0, source.size)
+        self._at_end = at_end
+
+    def _read(self, begin: int, end: int) -> np.ndarray:
+        values = super()._read(begin, end)
+        if end == self.size:
+            self._at_end()
+        return values
 
 
 def _load_legacy(source: ByteSource) -> Any:

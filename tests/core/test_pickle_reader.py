@@ -8,6 +8,7 @@ import datetime
 import enum
 import functools
 import io
+import itertools
 import pathlib
 import pickle
 import struct
@@ -15,13 +16,14 @@ import sys
 import tracemalloc
 import types
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 
-from bertkit.core import pickle_machine, pickle_reader
+from bertkit.core import pickle_machine, pickle_reader, pickle_writer
 from bertkit.core.archive import Archive
-from bertkit.core.byte_source import FileBytes, Part
+from bertkit.core.byte_source import FileBytes, Inflated, Part
 from bertkit.core.errors import CheckpointError
 from bertkit.core.pickle_reader import Inert, Stub, load_pickle
 from bertkit.core.tensors import LazyTensor
@@ -504,11 +506,8 @@ def test_positions_are_in_the_order_of_the_file(saved):
     assert begins == sorted(begins) and len({t.position for t in tensors}) == len(tensors)
 
 
-def test_legacy_streams_are_not_read_through_when_they_are_loaded(saved):
-    content = saved[0].read_bytes()
-    if content.startswith(b"PK"):
-        pytest.skip("the directory of an archive lies at its end")
-    source = InMemory(content, in_order=True)
+def test_streams_are_not_read_through_when_they_are_loaded(saved):
+    source = InMemory(saved[0].read_bytes(), in_order=True)
     pickle_reader.load(source)
     assert max(end for _, end in source.reads) < source.size / 2
 
@@ -523,6 +522,201 @@ def test_wrong_count_of_a_legacy_storage(saved, in_order):
     source = InMemory(content.replace(count, (59_999).to_bytes(8, "little")), in_order)
     with pytest.raises(CheckpointError, match="59999 numbers, expected 60000"):
         pickle_reader.load(source)["model"]["b"]()
+
+
+# -- torch's archives in a compressed stream, whose directory lies at its far end ------------------------------------------
+class Unseekable(io.BytesIO):
+    """Into which zipfile writes as torch does: sizes and checksum behind the content."""
+
+    def tell(self):
+        raise OSError
+
+    def seek(self, *_):
+        raise OSError
+
+
+def packed(members, file=None, method=zipfile.ZIP_STORED, stored=" "):
+    """An archive of these members; without a file, sizes stand behind the content."""
+    file = Unseekable() if file is None else file
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content, zipfile.ZIP_STORED if stored in name else method)
+    return file.getvalue()
+
+
+@pytest.fixture
+def many():
+    """An archive of fifteen tensors as torch writes it, its members, and the tensors."""
+    torch = pytest.importorskip("torch")
+    tensors = {f"t{i}": torch.full((40 + i, 100), i, dtype=torch.int32) for i in range(13)}
+    tensors |= {"last": torch.arange(5000), "empty": torch.zeros(0)}
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    with zipfile.ZipFile(file) as archive:
+        return file.getvalue(), {name: archive.read(name) for name in archive.namelist()}, tensors
+
+
+def old(members):
+    """As torch before 2.1 wrote it: less beside the storages, and these ordered as texts."""
+    storages = {name: members[name] for name in sorted(members) if "/data/" in name}
+    return {"archive/data.pkl": members["archive/data.pkl"], **storages, "archive/version": b"3\n"}
+
+
+def with_others(members, others):
+    """More members, behind the storages 0, 1 and 2."""
+    place = list(members).index("archive/data/3")
+    items = list(members.items())
+    return dict([*items[:place], *others.items(), *items[place:]])
+
+
+def ours(whole):
+    file = io.BytesIO()
+    pickle_writer.save(file, pickle_reader.load(InMemory(whole)))
+    return file.getvalue()
+
+
+FORMS = {
+    "torch": lambda whole, members: whole,
+    "torch of old": lambda whole, members: packed(old(members)),
+    "ours": lambda whole, members: ours(whole),
+    "sizes ahead": lambda whole, members: packed(members, io.BytesIO()),
+    "sizes behind": lambda whole, members: packed(members),
+    "a small member between": lambda whole, members: packed(with_others(members, {"archive/x": b"PK\7\10PK"})),
+}
+UNUSUAL = {
+    "pickle last": lambda members: packed(dict(reversed(members.items()))),
+    "large member between": lambda members: packed(with_others(members, {"archive/x": bytes(9000)})),
+    "many members between": lambda members: packed(with_others(members, {f"archive/{i}": b"x" for i in range(200)})),
+    "pickle compressed": lambda members: packed(members, method=zipfile.ZIP_DEFLATED, stored="/data/"),
+    "wrong sizes behind": lambda members: packed(members).replace(
+        struct.pack("<2L", 16_800, 16_800) + b"PK\3", struct.pack("<2L", 16_800, 16_801) + b"PK\3"),
+    "no signature behind": lambda members: packed(members).replace(b"PK\7\10", b"PK\7\11"),
+    "something before": lambda members: b"PK" + packed(members),
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The archives whose directory was asked."""
+    sources = []
+    monkeypatch.setattr(pickle_reader, "Archive", lambda source: sources.append(source) or Archive(source))
+    return sources
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_way_through(many, form, asked):
+    """Everything is read once, in order and to the end, so that the checksum of the stream is compared."""
+    whole, members, tensors = many
+    source = InMemory(FORMS[form](whole, members), in_order=True)
+    loaded = pickle_reader.load(source)
+    assert source.read_bytes < 100_000 < source.size
+    source.reads.clear()
+    for name in sorted(tensors, key=lambda name: loaded[name].position):
+        np.testing.assert_array_equal(loaded[name](), tensors[name].numpy())
+    assert source.reads[-1][1] == source.size and source.read_bytes < 1.03 * source.size
+    small = 5000  # a member of unknown size is searched so far for its end
+    assert all(second[0] >= first[1] - small for first, second in itertools.pairwise(source.reads))
+    assert not [archive for archive in asked if archive is source]
+
+
+@pytest.mark.parametrize("form", ["torch", "torch of old"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_any_order(many, form, step):
+    whole, members, tensors = many
+    loaded = pickle_reader.load(InMemory(FORMS[form](whole, members), in_order=True))
+    for name in [*list(tensors)[::step], *tensors]:
+        np.testing.assert_array_equal(loaded[name](), tensors[name].numpy())
+
+
+@pytest.mark.parametrize("form", UNUSUAL)
+def test_the_directory_is_asked(many, form, asked):
+    """What is not as torch writes it is read all the same, only later."""
+    _, members, tensors = many
+    source = InMemory(UNUSUAL[form](members), in_order=True)
+    loaded = pickle_reader.load(source)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(loaded[name](), tensor.numpy())
+    assert asked == [source]
+
+
+DAMAGED = {
+    "big-endian": (lambda members: packed({**members, "archive/byteorder": b"big"}), "big-endian"),
+    "a storage too small": (lambda members: packed({**members, "archive/data/3": bytes(100)}), "3' has 100 bytes, expected"),
+    "a sized one": (lambda members: packed({**members, "archive/data/3": bytes(9)}, io.BytesIO()), "3' has 9 bytes, expected"),
+    "the last too small": (lambda members: packed({**members, "archive/data/13": b""}), "13' has 0 bytes, expected"),
+    "a storage too few": (
+        lambda members: packed({name: content for name, content in members.items() if name != "archive/data/3"}),
+        "there is no storage '3'"),
+    "no storages": (
+        lambda members: packed({name: content for name, content in members.items() if "/data/" not in name}),
+        "there is no storage"),
+    "a compressed storage": (lambda members: packed(members, method=zipfile.ZIP_DEFLATED, stored=".pkl"), "is compressed"),
+    "encrypted": (
+        lambda members: packed(members).replace(b"\x14\0\x08\0", b"\x14\0\x09\0"), "is encrypted"),
+    "cut off": (lambda members: packed(members)[:-3000], "damaged"),
+    "cut off early": (lambda members: packed(members)[:30_000], "damaged"),
+    "storages of another folder": (
+        lambda members: packed({name.replace("archive/data/", "other/data/"): content for name, content in members.items()}),
+        "there is no storage"),
+    "a foreign class": (
+        lambda members: packed({**members, "archive/data.pkl": b"cos\nsystem\n."}), "os.system"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_archives_in_a_stream(many, damage):
+    _, members, tensors = many
+    make, says = DAMAGED[damage]
+    with pytest.raises(CheckpointError) as caught:
+        loaded = pickle_reader.load(InMemory(make(members), in_order=True))
+        for name in tensors:
+            loaded[name]()
+    assert says in str(caught.value) and "memory" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [b"archive/x", b"archive/data/0"])
+@pytest.mark.parametrize("storage", ["archive/data/0", "archive/data/5"])
+def test_the_way_is_not_endless(many, name, storage):
+    """Millions of members without content may stand between two storages."""
+    content = packed(many[1])
+    member = b"PK\3\4\x14\0\0\0\0\0" + bytes(16) + struct.pack("<2H", len(name), 0) + name
+    before, behind = content.split(storage.encode(), 1)
+    source = InMemory(before[:-30] + member * 10_000 + before[-30:] + storage.encode() + behind, in_order=True)
+    with contextlib.suppress(CheckpointError):  # the directory knows better, or does not
+        pickle_reader.load(source)["t6"]()
+    assert len(source.reads) < 1000
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checksum_of_the_stream(many, form):
+    whole, members, tensors = many
+    content = FORMS[form](whole, members)
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    stream = InMemory(packer.compress(content) + packer.flush())
+    loaded = pickle_reader.load(Inflated(stream, len(content), zlib.crc32(content)))
+    for name in tensors:
+        loaded[name]()
+    with pytest.raises(CheckpointError, match="checksum"):
+        loaded = pickle_reader.load(Inflated(stream, len(content), zlib.crc32(content) ^ 1))
+        for name in tensors:
+            loaded[name]()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_of_a_stream_never_escapes(many, seed):
+    """Hundreds of changed headers, descriptors and pickles: our error or values, and never anything else."""
+    random = np.random.default_rng(seed)
+    whole, members, tensors = many
+    good = [whole, packed(members), packed(old(members)), packed(members, io.BytesIO())][seed]
+    headers = [place for place in range(len(good) - 4) if good[place : place + 2] == b"PK"]
+    for _ in range(100):
+        changed = bytearray(good)
+        for place in random.choice(headers, random.integers(1, 4)):
+            changed[min(place + random.integers(0, 60), len(good) - 1)] = random.choice([0, 1, 8, 255, random.integers(0, 256)])
+        with contextlib.suppress(CheckpointError):
+            loaded = pickle_reader.load(InMemory(bytes(changed), in_order=True))
+            for name in tensors:
+                loaded[name]()
 
 
 def test_name_of_errors(tmp_path):
