@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert and report."""
     from bertkit.convert import convert
 
-    options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) not in (None, False)}
+    options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None and value is not False}
     if "config" in options:
         options["config"] = _settings(options["config"])
     report = convert(

@@ -8,6 +8,7 @@ Which weights a layer has stands once more in attributes of its group, and that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -189,16 +190,26 @@ def write_keras_weights(
         BackendError: when h5py is not installed.
         CheckpointError: when HDF5 lacks a tensor's dtype.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise BackendError("tf_model.h5 needs h5py to be written", remedy="Install it with: pip install h5py") from error
+    if find_spec("h5py") is None:
+        raise BackendError("tf_model.h5 needs h5py to be written", remedy="Install it with: pip install h5py")
     strange = [f"{path}: {tensor.dtype}" for path, tensor in tensors.items() if tensor.dtype not in DTYPES.values()]
     if strange:
         raise CheckpointError("an HDF5 file cannot hold these numbers", strange, "Convert them first: --dtype float32.")
     layers: dict[str, list[str]] = {}
     for path in tensors:
         layers.setdefault(path.split("/")[0], []).append(path)
+    try:
+        _write_groups(file, model, tensors, layers, wrote)
+    except SystemError as error:  # what HDF5 makes of a full disk, when it closes the file after that
+        raise error.__cause__ or error from None
+
+
+def _write_groups(
+    file: BinaryIO, model: str, tensors: Mapping[str, LazyTensor], layers: Mapping[str, list[str]],
+    wrote: Callable[[int], Any],
+) -> None:
+    import h5py
+
     with h5py.File(file, "w") as content:
         _put_names(content, "layer_names", list(layers))
         content.attrs["backend"], content.attrs["keras_version"] = "tensorflow", "2.15.0"

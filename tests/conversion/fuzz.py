@@ -45,6 +45,7 @@ MEMORY = 512 * 2**20
 STALLED = 60.0
 """Seconds without progress after which a worker is given up."""
 
+ROOT = Path(__file__).parents[2]
 MODULE = "tests.conversion.fuzz"
 
 FORBIDDEN = (
@@ -711,7 +712,8 @@ def campaign(originals: Path, family: str, cases: int, seed: int, keep: Path | N
             settings: dict[str, Any] = {"worker": answer, "progress": progress, "originals": originals, "format": family,
                                         "seed": seed, "first": first, "cases": cases, **({"keep": keep} if keep else {})}
             words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1",
+            paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1",
                            "OPENBLAS_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
             with open(Path(scratch) / "errors", "w+") as errors:
                 worker = subprocess.Popen([sys.executable, "-m", MODULE, *words], stderr=errors, env=environment)
