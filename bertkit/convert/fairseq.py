@@ -49,7 +49,7 @@ from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.core.initial import STATISTICS
 from bertkit.core.pickle_machine import Stub
-from bertkit.core.tensors import LazyTensor, RawTensor, converted, lazy, stored, widen
+from bertkit.core.tensors import LazyTensor, RawTensor, converted, lazy, stored, widen, zeros
 
 
 # -- operations ---------------------------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ def _token_types(tensors: dict[str, LazyTensor], notes: list[str]) -> dict[str, 
         notes.append("it has token types: bertkit adds those of type 0 where none are given, fairseq adds none then")
         return {}
     words = tensors[WORDS]
-    tensors[TYPES] = converted(TYPES, lazy(np.zeros((1, words.shape[1]), np.float32)), words.dtype)
+    tensors[TYPES] = zeros((1, words.shape[1]), words.dtype)
     return {TYPES: "a row of zeros: RoBERTa has no token types"}
 
 

@@ -26,7 +26,7 @@ from bertkit.convert.rules import TRANSPOSED, Arrays, Facts, Operation, Rule, in
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
 from bertkit.core.protobuf import BYTES, parse
-from bertkit.core.tensors import LazyTensor
+from bertkit.core.tensors import LazyTensor, zeros
 from bertkit.core.tf_checkpoint import OBJECT_GRAPH, TensorFlowCheckpoint, open_tf_checkpoint, prefix_of, tf_checkpoint_files
 
 CONFIG_FILE = "bert_config.json"
@@ -394,7 +394,7 @@ def _full_names(checkpoint: TensorFlowCheckpoint) -> dict[str, str]:
 
 def _settings(directory: Path) -> dict[str, Any]:
     """The content of the one JSON file beside a checkpoint that describes a model."""
-    files = sorted(directory.glob("*.json"))
+    files = sorted(file for file in directory.glob("*.json") if file.is_file())
     found = {}
     for file in [file for file in files if file.name == CONFIG_FILE] or files:
         try:
@@ -514,11 +514,11 @@ def _unused_maps(config: MobileBertConfig, tensors: Mapping[str, LazyTensor]) ->
     name, width, made = "mobilebert.embeddings.embedding_transformation", config.hidden_size, {}
     if not config.transforms_embeddings and f"{name}.weight" not in tensors:
         made[f"{name}.weight"] = LazyTensor((width, width), "F32", partial(np.eye, width, dtype=np.float32))
-        made[f"{name}.bias"] = LazyTensor((width,), "F32", partial(np.zeros, width, np.float32))
+        made[f"{name}.bias"] = zeros((width,))
     name = "cls.predictions.dense.weight"
     if config.embedding_size == config.hidden_size and "cls.predictions.bias" in tensors and name not in tensors:
         shape = (0, config.vocab_size)
-        made[name] = LazyTensor(shape, "F32", partial(np.zeros, shape, np.float32))
+        made[name] = zeros(shape)
     return made
 
 

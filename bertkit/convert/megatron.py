@@ -48,7 +48,7 @@ from bertkit.core import pickle_reader, pickle_writer
 from bertkit.core.byte_source import as_source
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
-from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor, stored
+from bertkit.core.tensors import LazyTensor, stored, zeros
 
 VERSIONS = (0, 1, 2, 3)
 EPSILON = 1e-5
@@ -335,7 +335,7 @@ def read_megatron(opened: Opened, options: Options) -> Original:
     translation.left_out |= opened.left_out
     names, made = translation.tensors, {}
     if OUR_TYPES not in names and OUR_WORDS in names:
-        names[OUR_TYPES] = _zeros((2, names[OUR_WORDS].shape[-1]), names[OUR_WORDS].dtype)
+        names[OUR_TYPES] = zeros((2, names[OUR_WORDS].shape[-1]), names[OUR_WORDS].dtype)
         made[OUR_TYPES] = "trained without token types: zeros"
     task = _task(names, classifier)
     problems += [*(f"unknown: {name}" for name in translation.unknown), *translation.problems]
@@ -466,14 +466,6 @@ def _labels(names: Mapping[str, LazyTensor], task: str) -> dict[str, int]:
     return {"num_labels": shape[0]} if shape else {}
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> LazyTensor:
-    def read() -> np.ndarray | RawTensor:
-        bits = np.zeros(shape, STORED_AS[dtype])
-        return RawTensor(bits, dtype) if dtype in BITS_ONLY else bits
-
-    return LazyTensor(shape, dtype, read)
-
-
 def _misfits(names: Mapping[str, LazyTensor], config: MegatronBertConfig, task: str) -> list[str]:
     """Tensors that are not there, or not of the shape that the configuration gives them."""
     pooled = f"{BERT}.pooler.dense.weight" in names if task == "Model" else None
@@ -508,6 +500,8 @@ def _tokenizer(
         raise CheckpointError(f"{content.name} is no vocabulary: {error}", remedy="Expected is a text file, a token a line."
                               ) from None
     count = len(tokens) - (tokens[-1] == "")
+    if not count:
+        raise CheckpointError(f"{content.name} is empty", remedy="Expected is a vocabulary: a text file, a token a line.")
     if count > config.vocab_size and not opened.path.is_dir() and options.vocab is None:
         notes.append(f"{content.name} belongs to another model: it has {count} tokens, the table {config.vocab_size} rows")
         return {}

@@ -24,7 +24,7 @@ from bertkit.core import pickle_reader
 from bertkit.core.archive import Archive
 from bertkit.core.byte_source import ByteSource, as_source
 from bertkit.core.errors import CheckpointError
-from bertkit.core.tensors import BITS_ONLY, LazyTensor, RawTensor, lazy, stored
+from bertkit.core.tensors import LazyTensor, RawTensor, from_bits, lazy, stored
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RANK = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3}))?")
@@ -533,8 +533,18 @@ def _read(parts: list[list[_Piece]], slices: Slices | None, shape: tuple[int, ..
         values = np.empty(shape, first.dtype)
         for place, copies in enumerate(parts):
             part = first if place == 0 else _agreed(copies)[0]
+            if place and _twice(first, part):
+                raise CheckpointError(
+                    f"{parts[0][0].file} and {copies[0].file} hold the same slice of {copies[0].name}",
+                    ["one file is a copy of the other"],
+                    "Give the files of all ranks of one and the same iteration.")
             _slice(values, slices, place, len(parts))[...] = _folded(part, slices)
-    return RawTensor(values, dtype) if dtype in BITS_ONLY else values
+    return from_bits(values, dtype)
+
+
+def _twice(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two slices of a matrix are the same, which those of a trained or initialised one never are."""
+    return one.ndim == 2 and one.size > 1 and bool(np.any(one[:1] != one[0, 0])) and _same_bits(one, other)
 
 
 def _folded(values: np.ndarray, slices: Slices) -> np.ndarray:
@@ -628,6 +638,6 @@ def _part(tensor: LazyTensor, slices: Slices | None, rank: int, count: int) -> L
     def read() -> np.ndarray | RawTensor:
         values, dtype = stored(tensor())
         part = np.ascontiguousarray(_slice(values, slices, rank, count)).reshape(shape)
-        return RawTensor(part, dtype) if dtype in BITS_ONLY else part
+        return from_bits(part, dtype)
 
     return LazyTensor(tuple(shape), tensor.dtype, read)

@@ -10,7 +10,7 @@ import numpy as np
 from bertkit.convert.original import Options
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.mobilebert import MobileBertConfig
-from bertkit.core.tensors import BITS_ONLY, LazyTensor, RawTensor, stored
+from bertkit.core.tensors import LazyTensor, RawTensor, from_bits, stored
 
 VOCABULARY_AXES = {
     "mobilebert.embeddings.word_embeddings.weight": 0,
@@ -70,7 +70,7 @@ def _cut(tensor: LazyTensor, axis: int, rows: int) -> LazyTensor:
     def read() -> np.ndarray | RawTensor:
         bits, dtype = stored(tensor())
         kept = bits[(slice(None),) * axis + (slice(rows),)]
-        return RawTensor(kept, dtype) if dtype in BITS_ONLY else kept
+        return from_bits(kept, dtype)
 
     return LazyTensor((*tensor.shape[:axis], rows, *tensor.shape[axis + 1:]), tensor.dtype, read, tensor.position)
 
@@ -80,6 +80,6 @@ def _zeroed(tensor: LazyTensor, row: int) -> LazyTensor:
         bits, dtype = stored(tensor())
         bits = bits.copy()
         bits[row] = 0
-        return RawTensor(bits, dtype) if dtype in BITS_ONLY else bits
+        return from_bits(bits, dtype)
 
     return LazyTensor(tensor.shape, tensor.dtype, read, tensor.position)

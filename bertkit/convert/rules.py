@@ -17,7 +17,7 @@ import numpy as np
 
 from bertkit.core.checkpoint import LazyTensor, RawTensor
 from bertkit.core.errors import CheckpointError
-from bertkit.core.tensors import BITS_ONLY, stored
+from bertkit.core.tensors import from_bits, stored
 
 Facts = Mapping[str, Any]
 """What operations need to know beside the values: number of heads, version of a layout, ..."""
@@ -294,4 +294,4 @@ class _Group:
             bits = [stored(source())[0] for source in self._sources]
             self._waiting = dict(enumerate(self._operation.to_ours(bits, self._facts)))
         values, dtype = self._waiting.pop(place), self._sources[0].dtype
-        return RawTensor(values, dtype) if dtype in BITS_ONLY else values
+        return from_bits(values, dtype)

@@ -19,7 +19,7 @@ import numpy as np
 from bertkit.core import pickle_reader
 from bertkit.core.byte_source import ByteSource, Part, as_source
 from bertkit.core.errors import CheckpointError
-from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor, stored
+from bertkit.core.tensors import STORED_AS, LazyTensor, RawTensor, from_bits, stored
 
 METADATA = ".metadata"
 LARGEST_METADATA = 1 << 26
@@ -96,7 +96,7 @@ class ChunkedTensor:
                 target = tuple(slice(low - start, high - start) for low, high, start in zip(first, last, begin, strict=True))
                 values[target] = self._values(chunk, (first, last))
         values = values if shape is None else values.reshape(shape)
-        return RawTensor(values, self.dtype) if self.dtype in BITS_ONLY else values
+        return from_bits(values, self.dtype)
 
     def _values(self, chunk: Chunk, block: tuple[Numbers, Numbers]) -> np.ndarray:
         """The values of a block that lies in a chunk."""

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +29,7 @@ from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.hub import TOKENIZER_FILES
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
 from bertkit.core.spec import Variant
-from bertkit.core.tensors import LazyTensor, widen
+from bertkit.core.tensors import LazyTensor, widen, zeros
 from bertkit.core.variants import VARIANTS, find_variant
 
 WEIGHTS_FILE = "model.safetensors"
@@ -83,10 +82,6 @@ def differences(config: PretrainedConfig) -> list[str]:
     return [text for kind, applies, text in DIFFERENCES if kind in ("*", config.model_type) and applies(config)]
 
 
-def _zeros(shape: tuple[int, ...]) -> LazyTensor:
-    return LazyTensor(shape, "F32", partial(np.zeros, shape, np.float32))
-
-
 def _described(original: Original, task: str) -> dict[str, bytes | Write]:
     """The files beside the weights."""
     config = written_config(original.variant, original.config, task)
@@ -99,7 +94,7 @@ def _write_torch(original: Original, options: Options) -> dict[str, bytes | Writ
     tensors = dict(original.translation.tensors)
     for param in variant.params(task, config).values():
         if param.kind == "derived":
-            tensors[param.name] = _zeros(param.shape)
+            tensors[param.name] = zeros(param.shape)
     original.notes.extend(differences(config))
 
     def write(file: BinaryIO, wrote: Callable[[int], Any]) -> None:
@@ -239,7 +234,7 @@ def _write_tensorflow(original: Original, options: Options) -> dict[str, bytes |
     tensors: dict[str, LazyTensor] = {}
     for name, param in params.items():
         if param.kind == "derived":
-            sources[name] = _zeros(param.shape)
+            sources[name] = zeros(param.shape)
         # The head has one bias, which stands beside the decoder.
         if name in sources and not name.endswith(".decoder.bias"):
             full = name if task != "Model" else f"{MOBILEBERT.prefix}.{name}"

@@ -18,7 +18,7 @@ from bertkit.convert.rules import SAME, Operation, Rule, module, prefixed, table
 from bertkit.convert.source import Source, find_task
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.loading import OLD_LEAVES, WRAPPERS
-from bertkit.core.tensors import LazyTensor, converted
+from bertkit.core.tensors import LazyTensor, converted, zeros
 from bertkit.core.variants import VARIANTS
 from bertkit.core.yoso import POSITION_OFFSET
 
@@ -301,7 +301,7 @@ def _identity(tensors: Mapping[str, LazyTensor], width: int, below: str) -> dict
     name = f"{below}embeddings.embedding_transformation"
     words = tensors.get(f"{below}embeddings.word_embeddings.weight")
     values = {f"{name}.weight": LazyTensor((width, width), "F32", lambda: np.eye(width, dtype=np.float32)),
-              f"{name}.bias": LazyTensor((width,), "F32", lambda: np.zeros(width, np.float32))}
+              f"{name}.bias": zeros((width,))}
     return {key: converted(key, value, words.dtype if words else "F32") for key, value in values.items()}
 
 

@@ -20,7 +20,7 @@ from bertkit.core.atomic import StagedFiles, is_plain_name, write_files
 from bertkit.core.byte_source import ByteSource, as_source
 from bertkit.core.errors import CheckpointError
 from bertkit.core.progress import progress
-from bertkit.core.tensors import BITS_ONLY, FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, lazy, stored, widen
+from bertkit.core.tensors import FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, from_bits, lazy, stored, widen
 
 __all__ = [
     "Checkpoint", "LazyTensor", "RawTensor", "TensorInfo", "open_checkpoint", "parse_size", "write_checkpoint", "write_files",
@@ -295,7 +295,7 @@ def _stored_tensor(source: ByteSource, start: int, entry: Mapping[str, Any]) -> 
         if begin % STORED_AS[dtype].itemsize:  # other writers need not align a tensor to the size of its numbers
             values = values.copy()
         values = values.view(STORED_AS[dtype]).reshape(shape)
-        return RawTensor(values, dtype) if dtype in BITS_ONLY else values
+        return from_bits(values, dtype)
 
     return LazyTensor(tuple(shape), dtype, read, begin)
 

@@ -118,6 +118,21 @@ def stored(value: np.ndarray | RawTensor) -> tuple[np.ndarray, str]:
     return array.astype(dtype, copy=False), NAME_OF[dtype]
 
 
+def from_bits(bits: np.ndarray, dtype: str) -> np.ndarray | RawTensor:
+    """A tensor from the array that holds it and the name of its dtype: the inverse of `stored`."""
+    return RawTensor(bits, dtype) if dtype in BITS_ONLY else bits
+
+
+def zeros(shape: tuple[int, ...], dtype: str = "F32") -> LazyTensor:
+    """A tensor of zeros.
+
+    Example:
+        >>> zeros((2,), "F16")()
+        array([0., 0.], dtype=float16)
+    """
+    return LazyTensor(shape, dtype, lambda: from_bits(np.zeros(shape, STORED_AS[dtype]), dtype))
+
+
 def widen(value: np.ndarray | RawTensor) -> np.ndarray:
     """The values as an ordinary array: bfloat16 becomes float32, exactly; all else is passed on.
 
@@ -157,7 +172,7 @@ def _convert(name: str, value: np.ndarray | RawTensor, dtype: str) -> np.ndarray
     # Block by block: the steps in between would each take as much memory as the tensor, or twice as much.
     for start in range(0, flat.size, BLOCK):
         part = flat[start : start + BLOCK]
-        numbers = widen(RawTensor(part, old)) if old in BITS_ONLY else part
+        numbers = widen(from_bits(part, old))
         made, rounded = _rounded(numbers, dtype)
         result[start : start + BLOCK] = made
         gone = np.isinf(rounded) & np.isfinite(numbers)
@@ -168,8 +183,7 @@ def _convert(name: str, value: np.ndarray | RawTensor, dtype: str) -> np.ndarray
             f"{name} does not fit into {dtype}: {lost} numbers up to {largest:.4g} would overflow",
             remedy="Choose a dtype with a larger range (bfloat16 or float32).",
         )
-    shaped = result.reshape(bits.shape)
-    return RawTensor(shaped, dtype) if dtype in BITS_ONLY else shaped
+    return from_bits(result.reshape(bits.shape), dtype)
 
 
 def _rounded(numbers: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:

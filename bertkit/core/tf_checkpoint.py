@@ -30,7 +30,7 @@ from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import CheckpointError
 from bertkit.core.protobuf import BYTES, FIXED32, VARINT, field, parse, read_varint, varint
 from bertkit.core.sstable import LARGEST_TABLE, read_table, table_of
-from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor, lazy, stored
+from bertkit.core.tensors import STORED_AS, LazyTensor, RawTensor, from_bits, lazy, stored
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 """Name of the text by which TF2 finds the tensors of an object."""
@@ -400,7 +400,7 @@ def _described(entry: _Entry) -> str:
 
 
 def _wrapped(values: np.ndarray, dtype: str) -> np.ndarray | RawTensor:
-    return RawTensor(values, dtype) if dtype in BITS_ONLY else values
+    return from_bits(values, dtype)
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
