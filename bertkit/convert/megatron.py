@@ -567,7 +567,8 @@ def write_megatron(original: Original, options: Options) -> dict[str, bytes | Wr
         ConfigError: naming all that Megatron-LM cannot hold.
     """
     config, task = original.config, original.task or "Model"
-    tensor_parallel, pipeline_parallel = options.tensor_parallel or 1, options.pipeline_parallel or 1
+    tensor_parallel, pipeline_parallel = (1 if number is None else number
+                                          for number in (options.tensor_parallel, options.pipeline_parallel))
     version = 3 if options.checkpoint_version is None else options.checkpoint_version
     check_writable(config, task, tensor_parallel, pipeline_parallel, version)
     tensors = {(name if task != "Model" else f"{BERT}.{name}"): value for name, value in original.translation.tensors.items()}

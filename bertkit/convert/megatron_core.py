@@ -378,7 +378,8 @@ def write_core(original: Original, options: Options) -> dict[str, bytes | Write]
         ConfigError: naming all that megatron-core cannot hold.
     """
     config, task = original.config, original.task or "Model"
-    ranks, stages, tied = options.tensor_parallel or 1, options.pipeline_parallel or 1, original.config.tie_word_embeddings
+    ranks, stages = (1 if number is None else number for number in (options.tensor_parallel, options.pipeline_parallel))
+    tied = original.config.tie_word_embeddings
     problems = [f"task: got {task}, expected one of {', '.join(TASKS)}"] if task not in TASKS else []
     if (config.head_act or config.hidden_act) != "gelu":
         problems.append(f"head_act: got {config.head_act or config.hidden_act!r}, expected 'gelu'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,17 +22,18 @@ VOCABULARY_AXES = {
 """The tensors with a row or column for each word."""
 
 
-def check_depth(path: Path, config: MobileBertConfig, tensors: Mapping[str, LazyTensor]) -> None:
-    """Refuse settings of more layers than there are tensors, before anything is done for each layer.
+def check_depth(path: Path, config: Any, tensors: Mapping[str, LazyTensor]) -> None:
+    """Refuse settings of more layers than there are tensors, before anything is done for each layer of any variant.
 
     Raises:
         CheckpointError: naming both numbers.
     """
-    networks = config.num_hidden_layers * config.num_feedforward_networks
-    if networks > len(tensors):
+    networks = getattr(config, "num_feedforward_networks", 1)
+    if config.num_hidden_layers * networks > len(tensors):
+        depth = f"num_hidden_layers: {config.num_hidden_layers}"
+        depth += f", num_feedforward_networks: {networks}" if networks > 1 else ""
         raise CheckpointError(f"{path} and its settings are of different models",
-                              [f"num_hidden_layers: {config.num_hidden_layers}, num_feedforward_networks: "
-                               f"{config.num_feedforward_networks}, but there are only {len(tensors)} tensors"])
+                              [f"{depth}, but there are only {len(tensors)} tensors"])
 
 
 def shaped_vocabulary(

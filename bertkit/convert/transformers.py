@@ -118,6 +118,7 @@ def _read_torch(opened: Opened, options: Options) -> Original:
                                  f"Of a BERT or RoBERTa --to VARIANT makes one: {', '.join(TARGETS)}.")
     variant = find_variant(model_type)
     config = variant.config.from_dict(opened.settings)
+    check_depth(opened.path, config, opened.tensors)
     tensors = Checkpoint(opened.path, [], opened.format, opened.tensors, {})
     unknown = unknown_tensors(tensors, variant, config)
     if unknown:
@@ -130,7 +131,8 @@ def _read_torch(opened: Opened, options: Options) -> Original:
 
 def _task(variant: Variant, config: PretrainedConfig) -> str | None:
     """The class that a configuration names; None where it names none."""
-    named = [str(name).removeprefix("TF").removeprefix(variant.name) for name in config.architectures or ()]
+    given = config.architectures if isinstance(config.architectures, list | tuple) else ()
+    named = [str(name).removeprefix("TF").removeprefix(variant.name) for name in given]
     return next((task for task in named if task in variant.tasks), None)
 
 

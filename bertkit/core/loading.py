@@ -15,6 +15,7 @@ from bertkit.core.spec import Param, Variant
 
 OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 WRAPPERS = ("module.", "_orig_mod.")
+MOST_PROBLEMS = 100
 """Prefixes that data-parallel and compiled modules put before every name."""
 
 
@@ -94,11 +95,14 @@ def plan_loading(
         CheckpointError: listing all missing, unexpected and misshapen tensors and the likely cause.
     """
     found = _canonical_names(checkpoint.names(), params, variant)
+    ties: dict[str | None, list[str]] = {}
+    for param in params.values():
+        ties.setdefault(param.tied_to, []).append(param.name)
     plan = LoadPlan()
     for name, param in params.items():
         if param.kind == "derived" or param.tied_to in params:
             continue
-        copies = [copy for copy in (name, *_ties_of(name, params)) if copy in found]
+        copies = [copy for copy in (name, *ties.get(name, ())) if copy in found]
         if not copies:
             if param.kind != "stat":
                 plan.missing.append(name)
@@ -169,10 +173,6 @@ def _canonical_names(names: Iterable[str], params: Mapping[str, Param], variant:
     return found
 
 
-def _ties_of(name: str, params: Mapping[str, Param]) -> list[str]:
-    return [param.name for param in params.values() if param.tied_to == name]
-
-
 def _conflicts(checkpoint: Tensors, name: str, sources: list[str]) -> list[str]:
     if len(sources) < 2:
         return []
@@ -201,6 +201,8 @@ def _raise_if_foreign(plan: LoadPlan, variant: Variant, config: Any, ignore_mism
     problems = [f"missing: {name}" for name in lost]
     problems += [f"unexpected: {name}" for name in plan.unexpected]
     problems += [f"shape of {name}: got {list(got)}, expected {list(expected)}" for name, got, expected in wrong]
+    if len(problems) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"... and {len(problems) - MOST_PROBLEMS} more"]
     causes = [_cause_of_shape(name, got, expected, config) for name, got, expected in wrong]
     if lost:
         other = [v.name for v in VARIANTS.values() if v is not variant

@@ -555,6 +555,8 @@ def test_directories_with_what_is_no_file(tmp_path, originals, capsys, family, n
     (("--to", "megatron-lm", "--checkpoint-version", -1), "checkpoint_version"),
     (("--to", "megatron-core", "--tensor-parallel", 3), "tensor_parallel"),
     (("--to", "megatron-core", "--tensor-parallel", -1), "tensor_parallel"),
+    (("--to", "megatron-core", "--tensor-parallel", 0), "tensor_parallel"),
+    (("--to", "megatron-core", "--pipeline-parallel", 0), "pipeline_parallel"),
     (("--to", "fairseq",), "megatron-bert"), (("--to", "mlpen-yoso",), "megatron-bert"),
     (("--to", "google-mobilebert",), "megatron-bert"), (("--to", "transformers-tf",), "megatron-bert"),
     (("--to", "ibert",), "ibert"), (("--task", "ForAnything"), "ForAnything"),
@@ -571,11 +573,24 @@ def test_options_that_cannot_be(tmp_path, refused, words, says):
     refused(megatron_directory(tmp_path / "source"), *words, says=says)
 
 
+def test_architectures_that_are_no_list(tmp_path, originals):
+    """They only help where the tensors do not tell."""
+    for family in ("safetensors", "transformers-tf"):
+        source = originals(family, tmp_path / family)
+        settings = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps({**settings, "architectures": 7}))
+        assert convert(source, tmp_path / f"{family} as ours").architecture.endswith("ForMaskedLM")
+
+
 @pytest.mark.parametrize(("settings", "says"), [
     ({"num_hidden_layers": 10**12}, "num_hidden_layers"), ({"vocab_size": 2**62}, "vocab_size"),
     ({"hidden_size": -16}, "hidden_size"), ({"model_type": "t5"}, "t5"), ({"model_type": None}, "model_type"),
     ({"model_type": ["yoso"]}, "model_type"),
     ({"num_attention_heads": 3}, "num_attention_heads"), ({"hidden_act": 7}, "hidden_act"),
+    ({"num_hidden_layers": 999}, "num_hidden_layers: 999, but there are only 26 tensors"),
+    ({"model_type": "mobilebert", "hidden_size": 512, "num_feedforward_networks": 90, "num_hidden_layers": 999},
+     "num_feedforward_networks: 90"),
+    ({"label2id": {"a": float("inf")}}, "label2id"), ({"num_hidden_layers": 4}, "missing: yoso.encoder.layer.2"),
 ])
 def test_config_files_that_cannot_be(tmp_path, refused, originals, settings, says):
     source = originals("safetensors", tmp_path / "source")

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 if sys.platform.startswith("linux"):
     from tests.conversion import fuzz
 
-CASES, SEED = 25, 3
+CASES, SEED = 15, 3
 NEEDS = {"google-mobilebert": "tensorflow", "model-garden": "tensorflow", "transformers-tf": "h5py"}
 FAMILIES = list(fuzz.FAMILIES) if sys.platform.startswith("linux") else []
 
@@ -49,11 +49,10 @@ MISDEEDS = {
     "an exception that is no Exception": "raise KeyboardInterrupt",
     "endless recursion": "f = lambda: f()\nf()",
     "memory": "bytearray(2**30)",
-    "time": "import time\nend = time.process_time() + 2.2\nwhile time.process_time() < end: pass",
+    "time": "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass",
     "a file": "open('made', 'w')",
     "a file elsewhere": "import os\nos.close(os.open('/dev/null', os.O_WRONLY))",
     "a process": "import subprocess\nsubprocess.run(['true'])",
-    "a command": "import os\nos.system('true')",
     "a connection": "import socket\nsocket.socket().connect_ex(('127.0.0.1', 9))",
     "real pickle": "import pickle\npickle.loads(b'cbuiltins\\nlen\\n.')",
     "a crash": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
@@ -65,7 +64,7 @@ def test_every_misdeed_is_seen(originals, tmp_path, monkeypatch, misdeed):
     """A reader that does one of these, put in the place of bertkit's in the worker."""
     make(originals, "safetensors")
     hook = (
-        "import sys\nfrom tests.conversion import fuzz\ncalls = []\nexamine = fuzz.examine\n"
+        "import sys\nfrom tests.conversion import fuzz\nfuzz.SECONDS = 0.2\ncalls = []\nexamine = fuzz.examine\n"
         f"def bad(path, source_type=None):\n    calls.append(1)\n    if len(calls) == 1: return examine(path, source_type)\n"
         f"    exec({MISDEEDS[misdeed]!r}, {{}})\nfuzz.examine = bad\nsys.exit(fuzz.main(sys.argv[1:]))\n"
     )
