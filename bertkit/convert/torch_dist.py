@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ class DistributedCheckpoint:
             chunks.append(Chunk(offsets, sizes, place))
         if len(problems) > before:
             return None
-        cause = _gaps(shape, chunks)
+        cause = _gaps(shape, chunks) or _shared_bytes(chunks)
         if cause:
             problems.append(f"{name} {list(shape)}: {cause}")
             return None
@@ -296,6 +297,15 @@ def _dtype(entry: Any) -> str | None:
     """The dtype of a tensor: the state of its properties is a tuple that begins with it."""
     state = getattr(getattr(entry, "properties", None), "state", None)
     return getattr(state[0], "dtype", None) if isinstance(state, tuple) and state else None
+
+
+def _shared_bytes(chunks: list[Chunk]) -> str:
+    """Which chunks lie at the same bytes, so that a small file would make a large tensor; empty where none do."""
+    places = sorted((chunk.place.file, chunk.place.begin, chunk.place.length) for chunk in chunks)
+    for (file, begin, length), (other, following, _) in pairwise(places):
+        if file == other and begin + length > following:
+            return f"two of its chunks lie at byte {following} of {file}"
+    return ""
 
 
 def _gaps(shape: Numbers, chunks: list[Chunk]) -> str:

@@ -308,6 +308,17 @@ def test_pickles_of_distributed_checkpoints_are_not_executed(tmp_path, originals
     refused(source, says=(place, "nothing was executed"))
 
 
+def test_chunks_that_share_their_bytes(tmp_path, originals, refused):
+    """A thousand chunks at one place would make a tensor a thousand times as large as the file."""
+    iteration = originals("megatron-dist", tmp_path / "source") / "iter_0001000"
+    metadata = pickle.loads((iteration / ".metadata").read_bytes())
+    name = "embedding.word_embeddings.weight"
+    first, second = (info for index, info in metadata.storage_data.items() if index.fqn == name)
+    second.relative_path, second.offset, second.length = first.relative_path, first.offset, first.length
+    (iteration / ".metadata").write_bytes(pickle.dumps(metadata, 2))
+    refused(tmp_path / "source", says=(name, "two of its chunks"))
+
+
 # -- shards -------------------------------------------------------------------------------------------------------------------
 def layers(**changes: Any) -> Callable[[Any], Any]:
     """Puts tensors among those of the layers."""
