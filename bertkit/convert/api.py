@@ -129,7 +129,7 @@ def convert(
         chosen = {name: converted(name, tensor, FLOAT_DTYPES[dtype]) for name, tensor in chosen.items()}
     config.architectures = [variant.name + suffix]
     config.torch_dtype = dtype or _main_dtype(chosen)
-    notes = [*original.notes, *plan.conflicts]
+    notes, changes = [*original.notes, *plan.conflicts], _changes(original.translation, plan)
     made = {**original.made, **dict.fromkeys(added, "the source has none: its initial value")}
     if writer is None:
         if not original.tokenizer_files:
@@ -143,11 +143,12 @@ def convert(
         ready = replace(original, translation=Translation(chosen), task=suffix, notes=[])
         written = _write_foreign(directory, writer, ready, asked, show_progress)
         notes += ready.notes
+        changes += ready.translation.changes
     return Report(
         str(source), str(directory), original.format, variant.name + suffix,
         [file.relative_to(directory).as_posix() for file in written], len(chosen),
         sum(math.prod(chosen[name].shape) for name in chosen if params[name].kind != "stat"),
-        sum(file.stat().st_size for file in written), config.torch_dtype, _lines(original.translation, plan),
+        sum(file.stat().st_size for file in written), config.torch_dtype, _lines(changes),
         {**original.translation.left_out, **_not_taken(tensors, plan, variant.name + suffix)},
         {name: reason for name, reason in made.items() if name in chosen}, lost, notes)
 
@@ -291,13 +292,18 @@ def _strange(value: Any) -> int:
 
 
 # -- the report -----------------------------------------------------------------------------------------------------------
-def _lines(translation: Translation, plan: LoadPlan) -> dict[str, list[str]]:
+def _changes(translation: Translation, plan: LoadPlan) -> list[Change]:
     """What was done, with the names that the tensors got in the end."""
     final = {name: new for new, name in plan.sources.items()}
     changed = {name for change in translation.changes for name in change.new}
     changes = [Change(change.operation, change.old, tuple(final.get(name, name) for name in change.new))
                for change in translation.changes if any(name in final for name in change.new)]
-    changes += [Change("renamed", (name,), (new,)) for name, new in final.items() if name != new and name not in changed]
+    return changes + [Change("renamed", (name,), (new,))
+                      for name, new in final.items() if name != new and name not in changed]
+
+
+def _lines(changes: Iterable[Change]) -> dict[str, list[str]]:
+    """By operation, a line for each change."""
     lines: dict[str, list[str]] = {}
     for change in changes:
         lines.setdefault(change.operation, []).append(f"{' + '.join(change.old)} -> {' + '.join(change.new)}")

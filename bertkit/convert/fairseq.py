@@ -69,8 +69,8 @@ def _second(arrays: Arrays, facts: Facts) -> Arrays:
     return [arrays[1]]
 
 
-SPLIT = Operation("split", _in_three, _in_one)
-COPIED = Operation("copied", _twice, _second)
+SPLIT = Operation("split", _in_three, _in_one, "merged")
+COPIED = Operation("copied", _twice, _second, "merged")
 """One range of theirs, two of ours. Of two that differ the second is kept, whose grid the layers behind it have seen."""
 
 
@@ -565,6 +565,7 @@ def write(original: Original, options: Options) -> dict[str, bytes | Write]:
     translation.check(f"{original.path} holds tensors that fairseq has no name for")
     if lost:
         notes.append(f"fairseq's RoBERTa has no place for these, they are left out: {', '.join(lost)}")
+    original.translation.changes += translation.changes
     model = OrderedDict(translation.tensors)
     model |= _language_model(model, config, notes)
     if quantised:

@@ -555,6 +555,7 @@ def _write(original: Original, options: Options) -> dict[str, bytes | Write]:
         original.notes.append(f"{name} was left out: nothing uses it in this model, and Google's code has none")
     norm = STUDENT if config.normalization_type == "no_norm" else "LayerNorm"
     translation = translate(tensors, inverted(google_table("bert", norm))).check("these tensors are none of MobileBERT's")
+    original.translation.changes += translation.changes
     files: dict[str, bytes | Write] = {CONFIG_FILE: _json(settings)}
     if VOCABULARY_FILE in original.tokenizer_files:
         files[VOCABULARY_FILE] = original.tokenizer_files[VOCABULARY_FILE]

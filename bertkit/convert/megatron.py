@@ -34,6 +34,7 @@ from bertkit.convert.original import Format, Opened, Options, Original, Sample, 
 from bertkit.convert.rules import (
     SAME,
     Arrays,
+    Change,
     Facts,
     Operation,
     Rule,
@@ -147,9 +148,8 @@ def _pad(arrays: Arrays, facts: Facts) -> Arrays:
     return [padded]
 
 
-QKV = Operation("split into query, key and value", _unfuse, _fuse)
-FUSE = Operation("fused", _unfuse, _fuse)
-CUT = Operation("cut to the vocabulary", _cut, _pad)
+QKV = Operation("split into query, key and value", _unfuse, _fuse, "merged into one projection")
+CUT = Operation("cut to the vocabulary", _cut, _pad, "padded with rows of zeros")
 
 
 # -- the tables ---------------------------------------------------------------------------------------------------------
@@ -327,12 +327,14 @@ def read_megatron(opened: Opened, options: Options) -> Original:
     kept = _kept_rows(rows, args, options, problems)
     if kept < rows:
         notes.append(f"the vocabulary was cut from {rows} to {kept} rows")
-    if opened.facts.get("ranks", 1) > 1:
-        notes.append(f"matrices were put together from the slices of {opened.facts['ranks']} tensor-parallel ranks")
     facts = {"version": opened.facts["version"], "heads": settings["num_attention_heads"], "vocab_size": kept}
     classifier = next((name for name in CLASSIFIERS.values() if f"{name}.weight" in opened.tensors), "classification_head")
     translation = translate(opened.tensors, rules_of(generation, CUT if kept < rows else SAME, classifier), facts)
     translation.left_out |= opened.left_out
+    if opened.facts.get("ranks", 1) > 1:
+        divided = layout_of(generation, opened.facts["version"])
+        translation.changes += [Change(f"merged from {opened.facts['ranks']} tensor-parallel ranks", *change[1:])
+                                for change in translation.changes if divided.slices_of(change.old[0])]
     names, made = translation.tensors, {}
     if OUR_TYPES not in names and OUR_WORDS in names:
         names[OUR_TYPES] = zeros((2, names[OUR_WORDS].shape[-1]), names[OUR_WORDS].dtype)
@@ -588,6 +590,7 @@ def write_megatron(original: Original, options: Options) -> dict[str, bytes | Wr
     rules = rules_of(generation, vocabulary, CLASSIFIERS.get(task, "classification_head"))
     facts = {"version": version, "heads": config.num_attention_heads, "padded_vocab_size": padded}
     theirs = translate(tensors, inverted(rules), facts).check(f"{original.path} has tensors that Megatron-LM does not know")
+    original.translation.changes += theirs.changes
     ranks = split(in_order(theirs.tensors, rules), layout_of(generation, version), tensor_parallel, pipeline_parallel)
     args = SimpleNamespace(**args_of(original, task, padded, tensor_parallel, pipeline_parallel, version))
     common = {"args": args, **({"checkpoint_version": float(version)} if version else {}), "iteration": 0}

@@ -47,7 +47,7 @@ from bertkit.convert.megatron_shards import (
     tracked_folder,
 )
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
-from bertkit.convert.rules import SAME, Rule, inverted, module, numbers_of, table, tensor, translate
+from bertkit.convert.rules import SAME, Change, Rule, inverted, module, numbers_of, table, tensor, translate
 from bertkit.convert.torch_dist import METADATA, ChunkedTensor, DistributedCheckpoint
 from bertkit.core import pickle_reader
 from bertkit.core.errors import BertkitError, CheckpointError, ConfigError
@@ -398,7 +398,11 @@ def write_core(original: Original, options: Options) -> dict[str, bytes | Write]
     what = f"{original.path} has tensors that megatron-core does not know"
     decoder = {} if tied else translate({OUR_DECODER: tensors.pop(OUR_DECODER)}, inverted(_decoder(vocabulary)), facts).tensors
     legacy = translate(tensors, inverted(rules_of(Generation(), vocabulary)), facts).check(what)
-    theirs = translate(legacy.tensors, inverted(NAMES)).check(what).tensors | decoder
+    renamed = translate(legacy.tensors, inverted(NAMES)).check(what)
+    names = {change.old[0]: change.new[0] for change in renamed.changes}
+    original.translation.changes += [Change(change.operation, change.old, tuple(names.get(name, name) for name in change.new))
+                                     for change in legacy.changes]
+    theirs = renamed.tensors | decoder
     parts = split(theirs, layout_of(tied), ranks, stages)
     args = SimpleNamespace(**{
         **args_of(original, task, padded, ranks, stages, VERSION),

@@ -179,7 +179,8 @@ class Format:
         recognise: whether a file or directory is of this format; looks at names and structure, not at values.
         open: opens its files.
         read: sees an opened checkpoint as one of our variants.
-        write: gives the files to write, by relative path, for a checkpoint in our names; None where only reading is known.
+        write: gives the files to write, by relative path, for a checkpoint in our names, and adds what it does to the
+            checkpoint's changes and notes; None where only reading is known.
         reading: options that `read` knows.
         writing: options that `write` knows.
     """

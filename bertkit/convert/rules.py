@@ -35,16 +35,18 @@ class Operation:
         name: what a report calls it, such as "transposed".
         to_ours: from the arrays of their names to those of ours.
         to_theirs: the inverse.
+        undone: what a report calls the inverse, where it has another name.
     """
 
     name: str
     to_ours: Move
     to_theirs: Move
+    undone: str = ""
 
     @property
     def inverse(self) -> Operation:
         """The operation of the other direction."""
-        return Operation(self.name, self.to_theirs, self.to_ours)
+        return Operation(self.undone or self.name, self.to_theirs, self.to_ours, self.name)
 
 
 def _as_it_is(arrays: Arrays, facts: Facts) -> Arrays:

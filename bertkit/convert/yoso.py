@@ -390,6 +390,7 @@ def write(original: Original, options: Options) -> dict[str, bytes | Write]:
         raise ConfigError("mlpen/YOSO cannot be what this YOSO is", problems)
     translation = translate(original.translation.tensors, inverted(names_table(task, NEW_LAYER)))
     state = translation.check(f"mlpen/YOSO has no place for tensors of {original.path}").tensors
+    original.translation.changes += translation.changes
     if task == "ForMaskedLM":
         state.setdefault("mlm.mlm_class.weight", state[WORDS])
     if shared:

@@ -123,3 +123,17 @@ def test_the_task_is_asked_for_where_nothing_tells(tmp_path):
     assert convert(tmp_path / "both", tmp_path / "chosen").architecture == "MobileBertForSequenceClassification"
     with pytest.raises(ConfigError, match="ForMaskedLM"):
         convert(tmp_path / "both", tmp_path / "other", task="ForAnything")
+
+
+def test_the_report_says_what_was_moved_where(tmp_path):
+    source = checkpoint(tmp_path / "source", "megatron-bert", "ForPreTraining")
+    there = convert(source, tmp_path / "shards", to="megatron-lm", tensor_parallel=2)
+    query = "encoder.layer.0.attention.self"
+    fused = "language_model.encoder.layers.0.self_attention.query_key_value.bias"
+    assert f"bert.{query}.query.bias + bert.{query}.key.bias + bert.{query}.value.bias -> {fused}" in (
+        there.changes["merged into one projection"])
+    assert any(line.endswith("-> lm_head.bias") for line in there.changes["padded with rows of zeros"])
+    back = convert(tmp_path / "shards", tmp_path / "back")
+    assert set(back.changes) == {"renamed", "cut to the vocabulary", "split into query, key and value",
+                                 "merged from 2 tensor-parallel ranks"}
+    assert equal(arrays(source), arrays(tmp_path / "back"))
