@@ -150,6 +150,7 @@ def tiny_chunks(metadata):
     (set_place(relative_path="__7_0.distcp"), "there is no __7_0.distcp"),
     (set_place(offset=10**9), "it lies at bytes 1000000000 to"),
     (set_place(offset=-1), "does not say where it lies"),
+    (lambda metadata: vars(place(metadata)).update(vars(place(metadata, offset=(2, 24, 0)))), "two of its chunks lie at byte"),
     (set_place(length=100), "needs more than the 100 bytes"),
     (set_place(length=10**12), "it lies at bytes"),
     (set_place(transform_descriptors=["zstd"]), "written through"),
@@ -180,13 +181,9 @@ def other_dtype(metadata):
     metadata.state_dict_metadata[WORDS].properties.dtype = torch.float16
 
 
-def bytes_of_another(metadata):
-    vars(place(metadata)).update(vars(place(metadata, offset=(2, 24, 0))) | {"length": 1600})
-
-
 @pytest.mark.parametrize("change, words", [
     (other_dtype, r"got BF16 \[256, 16\], expected F16 \[256, 16\]"),
-    (bytes_of_another, r"__1_\d.distcp: chunk of encoder.layers.self_attention.linear_qkv.weight at \[1, 0, 0\]"),
+    (set_place(length=1600), r"__0_\d.distcp: chunk of encoder.layers.self_attention.linear_qkv.weight at \[1, 0, 0\]"),
     (set_place(offset=3), r"__0_\d.distcp: chunk of encoder.layers.self_attention.linear_qkv.weight at \[1, 0, 0\]"),
 ])
 def test_what_is_only_seen_in_the_values(directory, change, words):
