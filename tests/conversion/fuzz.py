@@ -765,6 +765,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=list(FAMILIES), help="only this family")
+    parser.add_argument("--reasons", type=int, default=0, metavar="N", help="show the N most common refusals")
     parser.add_argument("--keep", type=Path, help="directory for the files of cases that fail")
     parser.add_argument("--originals", type=Path, help="directory in which the originals are kept between runs")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -787,6 +788,8 @@ def main(argv: list[str] | None = None) -> int:
                   f"(case {result.slowest_case}), {result.memory / 2**20:.0f} MB", flush=True)
             for failure in result.failures[:40]:
                 print(f"    {failure}", flush=True)
+            for headline, count in result.headlines.most_common(given.reasons):
+                print(f"    {count:6} x {headline}", flush=True)
     return int(failed)
 
 
