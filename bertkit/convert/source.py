@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bertkit.convert.keras_h5 import KerasWeights
+from bertkit.core import pickle_reader
 from bertkit.core.checkpoint import Checkpoint, open_checkpoint
 from bertkit.core.config import CONFIG_NAME, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
@@ -40,6 +41,8 @@ SUFFIXES = {
     ".zip": "an archive",
 }
 """What a file is, by the end of its name."""
+
+TORCH_SUFFIXES = (".pt", ".pth")
 
 EXPECTED = ("Expected is a directory with config.json and model.safetensors, or a checkpoint of another format that "
             "`bertkit convert --help` lists, whole and with its usual file names; --from FORMAT says which.")
@@ -84,7 +87,7 @@ def open_source(name_or_path: str | os.PathLike, *, source_type: str | None = No
     keras = directory / KERAS_FILE
     if not native and not keras.is_file():
         found = sorted(item for item in directory.iterdir() if item.is_file())
-        foreign = [f"{item.name}: {_kind_of(item)}" for item in found if item.suffix in SUFFIXES]
+        foreign = [f"{item.name}: {_damage_of(item) or _kind_of(item)}" for item in found if item.suffix in SUFFIXES]
         listed = ", ".join(item.name for item in found[:12]) or "nothing"
         raise CheckpointError(f"{directory} holds no weights that can be read", foreign or [f"it holds: {listed}"], EXPECTED)
     settings = read_config_dict(directory)
@@ -117,6 +120,16 @@ def _kind_of(file: Path) -> str:
         start = stream.read(8)
     known = (what for signature, what in SIGNATURES.items() if start.startswith(signature))
     return next(known, None) or SUFFIXES.get(file.suffix, "not a format that bertkit knows")
+
+
+def _damage_of(file: Path) -> str:
+    """Why a file of torch.save cannot be read; empty where it can, and for all other files."""
+    try:
+        if file.suffix in TORCH_SUFFIXES:
+            pickle_reader.load(file)
+    except CheckpointError as error:
+        return error.headline.removeprefix(f"{file} ").removeprefix(f"{file}: ")
+    return ""
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------

@@ -330,7 +330,9 @@ def _view(storage: Any, dtype: str | None, offset: Any, shape: Any, stride: Any,
             flat = storage.place.source().read(first, storage.first + (last + 1) * item.itemsize)
             if first % item.itemsize or flat.ctypes.data % item.alignment:
                 flat = flat.copy()  # in old files, values do not begin at multiples of their size
-            values = np.lib.stride_tricks.as_strided(flat.view(item), shape, [step * item.itemsize for step in stride])
+            # Along an axis of length 1 nobody steps, and any number may be written for it.
+            steps = [step * item.itemsize if n > 1 else item.itemsize for n, step in zip(shape, stride, strict=True)]
+            values = np.lib.stride_tricks.as_strided(flat.view(item), shape, steps)
         return RawTensor(values, dtype) if dtype in BITS_ONLY else values
 
     tensor = LazyTensor(tuple(shape), dtype, read, storage.place.position + first)

@@ -31,6 +31,7 @@ from bertkit.cli import main, make_parser
 from bertkit.commands import convert as command
 from bertkit.convert import api, convert
 from bertkit.convert.formats import FORMATS
+from bertkit.core import pickle_reader
 from bertkit.core.checkpoint import open_checkpoint
 from bertkit.core.errors import BertkitError, CheckpointError, ConfigError
 
@@ -283,6 +284,15 @@ def test_pickles_are_not_executed(tmp_path, originals, refused, family, attack):
     refused(source, *from_(family), says=(file.name, "nothing was executed"))
 
 
+@pytest.mark.parametrize("damage", ["cut", "infected"])
+def test_damage_is_named_where_no_format_is(tmp_path, originals, refused, damage):
+    source = originals("fairseq", tmp_path / "source")
+    file = source / "checkpoint_best.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[:len(content) // 2] if damage == "cut" else infect_torch(content, ATTACKS["os.system"]))
+    refused(source, says=(file.name, "is damaged" if damage == "cut" else "os.system"))
+
+
 def from_(family: str) -> tuple[str, ...]:
     """How a user would name the format of a family."""
     format = fuzz.format_of(family)
@@ -317,6 +327,18 @@ def test_chunks_that_share_their_bytes(tmp_path, originals, refused):
     second.relative_path, second.offset, second.length = first.relative_path, first.offset, first.length
     (iteration / ".metadata").write_bytes(pickle.dumps(metadata, 2))
     refused(tmp_path / "source", says=(name, "two of its chunks"))
+
+
+def test_strides_of_axes_on_which_nobody_steps(tmp_path):
+    """Found by fuzzing: numpy cannot take a stride of 2**61 numbers, and needs none along an axis of length 1."""
+    torch.save({"weight": torch.ones(1, 3)}, tmp_path / "weights.pt")
+    content = io.BytesIO()
+    with zipfile.ZipFile(tmp_path / "weights.pt") as old, zipfile.ZipFile(content, "w") as new:
+        for info in old.infolist():
+            stride = b"\x8a\x08" + (2**61).to_bytes(8, "little")
+            new.writestr(info, old.read(info).replace(b"K\x03K\x01\x86", stride + b"K\x01\x86"))
+    (tmp_path / "weights.pt").write_bytes(content.getvalue())
+    np.testing.assert_array_equal(pickle_reader.load(tmp_path / "weights.pt")["weight"](), np.ones((1, 3)))
 
 
 # -- shards -------------------------------------------------------------------------------------------------------------------
