@@ -628,8 +628,7 @@ def work(originals: Path, family: str, seed: int, numbers: Iterable[int], progre
     files = {file.relative_to(originals / family).as_posix(): file.read_bytes()
              for file in sorted((originals / family).rglob("*")) if file.is_file()}
     watch, result, format = Watch(), Result(), format_of(family)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as scratch, \
-            open(progress, "wb", buffering=0) as pen:
+    with tempfile.TemporaryDirectory(dir=progress.parent) as scratch, open(progress, "wb", buffering=0) as pen:
         directory, nowhere = Path(scratch) / "original", Path(scratch) / "nowhere"
         nowhere.mkdir()
         os.chdir(nowhere)
@@ -705,7 +704,8 @@ def _resident(what: str) -> int:
 def campaign(originals: Path, family: str, cases: int, seed: int, keep: Path | None = None, first: int = 0) -> Result:
     """Read cases of a family in processes of their own, a new one after each crash."""
     total = Result()
-    with tempfile.TemporaryDirectory() as scratch:
+    # A worker that crashes leaves its files behind; they are removed with this directory, which is in memory where it can be.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as scratch:
         progress, answer = Path(scratch) / "progress", Path(scratch) / "answer"
         while first < cases:
             answer.unlink(missing_ok=True)
