@@ -44,11 +44,11 @@ from bertkit.convert.rules import (
     tensor,
     translate,
 )
-from bertkit.core import pickle_writer
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.files import pickle_writer
+from bertkit.core.files.pickle_machine import Stub
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.core.initial import STATISTICS
-from bertkit.core.pickle_machine import Stub
 from bertkit.core.tensors import LazyTensor, RawTensor, converted, lazy, stored, widen, zeros
 
 

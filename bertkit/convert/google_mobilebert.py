@@ -24,10 +24,16 @@ from bertkit.convert.mobilebert import check_depth, shaped_vocabulary
 from bertkit.convert.original import READING, Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import TRANSPOSED, Arrays, Facts, Operation, Rule, inverted, table, tensor, translate
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.files.protobuf import BYTES, parse
+from bertkit.core.files.tf_checkpoint import (
+    OBJECT_GRAPH,
+    TensorFlowCheckpoint,
+    open_tf_checkpoint,
+    prefix_of,
+    tf_checkpoint_files,
+)
 from bertkit.core.mobilebert import MOBILEBERT, MobileBertConfig
-from bertkit.core.protobuf import BYTES, parse
 from bertkit.core.tensors import LazyTensor, zeros
-from bertkit.core.tf_checkpoint import OBJECT_GRAPH, TensorFlowCheckpoint, open_tf_checkpoint, prefix_of, tf_checkpoint_files
 
 CONFIG_FILE = "bert_config.json"
 NEWEST_FILE = "checkpoint"

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bertkit.core.byte_source import LARGEST_RATIO
 from bertkit.core.checkpoint import LazyTensor
 from bertkit.core.errors import BackendError, CheckpointError
+from bertkit.core.files.byte_source import LARGEST_RATIO
 from bertkit.core.spec import Param
 from bertkit.core.tensors import stored
 

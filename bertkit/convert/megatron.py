@@ -45,9 +45,9 @@ from bertkit.convert.rules import (
     tensor,
     translate,
 )
-from bertkit.core import pickle_reader, pickle_writer
-from bertkit.core.byte_source import as_source
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.files import pickle_reader, pickle_writer
+from bertkit.core.files.byte_source import as_source
 from bertkit.core.megatron_bert import MEGATRON_BERT, MegatronBertConfig
 from bertkit.core.tensors import LazyTensor, stored, zeros
 

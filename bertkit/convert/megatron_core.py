@@ -49,8 +49,8 @@ from bertkit.convert.megatron_shards import (
 from bertkit.convert.original import Format, Opened, Options, Original, Sample, Write
 from bertkit.convert.rules import SAME, Change, Rule, inverted, module, numbers_of, table, tensor, translate
 from bertkit.convert.torch_dist import METADATA, ChunkedTensor, DistributedCheckpoint
-from bertkit.core import pickle_reader
 from bertkit.core.errors import BertkitError, CheckpointError, ConfigError
+from bertkit.core.files import pickle_reader
 from bertkit.core.tensors import LazyTensor
 
 VERSION = 3

@@ -20,10 +20,10 @@ import numpy as np
 
 from bertkit.convert.original import Sample
 from bertkit.convert.rules import numbers_of
-from bertkit.core import pickle_reader
-from bertkit.core.archive import Archive
-from bertkit.core.byte_source import ByteSource, as_source
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import pickle_reader
+from bertkit.core.files.archive import Archive
+from bertkit.core.files.byte_source import ByteSource, as_source
 from bertkit.core.tensors import LazyTensor, RawTensor, from_bits, lazy, stored
 
 TRACKER = "latest_checkpointed_iteration.txt"

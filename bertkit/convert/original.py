@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bertkit.convert.rules import Translation
-from bertkit.core import pickle_reader
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import pickle_reader
 from bertkit.core.spec import Variant
 from bertkit.core.tensors import LazyTensor
 

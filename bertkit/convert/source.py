@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bertkit.convert.keras_h5 import KerasWeights
-from bertkit.core import pickle_reader
 from bertkit.core.checkpoint import Checkpoint, open_checkpoint
 from bertkit.core.config import CONFIG_NAME, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.files import pickle_reader
 from bertkit.core.hub import CONFIG_FILES, TOKENIZER_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.loading import LoadPlan, Tensors, plan_loading
 from bertkit.core.spec import Param, Variant, no_head

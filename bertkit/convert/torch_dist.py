@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.core import pickle_reader
-from bertkit.core.byte_source import ByteSource, Part, as_source
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import pickle_reader
+from bertkit.core.files.byte_source import ByteSource, Part, as_source
 from bertkit.core.tensors import STORED_AS, LazyTensor, RawTensor, from_bits, stored
 
 METADATA = ".metadata"

@@ -50,9 +50,9 @@ from bertkit.convert.yoso_settings import (
     shared_layers,
     sizes_of,
 )
-from bertkit.core import pickle_reader, pickle_writer
 from bertkit.core.config import CONFIG_NAME, read_config_dict
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.files import pickle_reader, pickle_writer
 from bertkit.core.hub import TOKENIZER_FILES
 from bertkit.core.tensors import LazyTensor, stored
 from bertkit.core.yoso import POSITION_OFFSET, YOSO, YosoConfig

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bertkit.core import pickle_reader
 from bertkit.core.atomic import StagedFiles, is_plain_name, write_files
-from bertkit.core.byte_source import ByteSource, as_source
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import pickle_reader
+from bertkit.core.files.byte_source import ByteSource, as_source
 from bertkit.core.progress import progress
 from bertkit.core.tensors import FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, from_bits, lazy, stored, widen
 

@@ -31,10 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import BertkitError
-from bertkit.core.protobuf import read_varint
-from bertkit.core.sstable import FOOTER_SIZE, read_table, table_of
+from bertkit.core.files.crc32c import crc32c, masked
+from bertkit.core.files.protobuf import read_varint
+from bertkit.core.files.sstable import FOOTER_SIZE, read_table, table_of
 
 SECONDS = 2.0
 """Of the processor, that a case may take."""

@@ -31,9 +31,9 @@ from bertkit.cli import main, make_parser
 from bertkit.commands import convert as command
 from bertkit.convert import api, convert
 from bertkit.convert.formats import FORMATS
-from bertkit.core import pickle_reader
 from bertkit.core.checkpoint import open_checkpoint
 from bertkit.core.errors import BertkitError, CheckpointError, ConfigError
+from bertkit.core.files import pickle_reader
 
 torch = pytest.importorskip("torch")
 from tests.conversion import fuzz  # noqa: E402

@@ -25,9 +25,9 @@ from bertkit.convert.google_mobilebert import (
 from bertkit.convert.original import Options, Original, Sample
 from bertkit.convert.rules import Translation, inverted, translate
 from bertkit.core.errors import CheckpointError, ConfigError
+from bertkit.core.files.tf_checkpoint import OBJECT_GRAPH, open_tf_checkpoint, write_tf_checkpoint
 from bertkit.core.mobilebert import MOBILEBERT
 from bertkit.core.tensors import LazyTensor
-from bertkit.core.tf_checkpoint import OBJECT_GRAPH, open_tf_checkpoint, write_tf_checkpoint
 from tests import cases
 from tests.cli.common import weights
 from tests.conversion.originals import google_mobilebert as google

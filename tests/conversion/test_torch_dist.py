@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bertkit.convert.torch_dist import METADATA, DistributedCheckpoint
-from bertkit.core.byte_source import FileBytes
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files.byte_source import FileBytes
 from bertkit.core.tensors import stored
 
 torch = pytest.importorskip("torch")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bertkit.core.byte_source import ByteSource
+from bertkit.core.files.byte_source import ByteSource
 
 
 class InMemory(ByteSource):

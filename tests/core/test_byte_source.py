@@ -10,10 +10,10 @@ import zlib
 import numpy as np
 import pytest
 
-from bertkit.core import byte_source
-from bertkit.core.archive import Archive
-from bertkit.core.byte_source import ByteStream, FileBytes, Inflated, Part, as_source
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import byte_source
+from bertkit.core.files.archive import Archive
+from bertkit.core.files.byte_source import ByteStream, FileBytes, Inflated, Part, as_source
 from tests.core.sources import InMemory
 
 RANDOM = np.random.default_rng(0)
@@ -278,7 +278,7 @@ def test_hostile_archives(content, message):
 
 
 def test_large_directory_is_refused(monkeypatch):
-    monkeypatch.setattr("bertkit.core.archive.LARGEST_DIRECTORY", 80)
+    monkeypatch.setattr("bertkit.core.files.archive.LARGEST_DIRECTORY", 80)
     with pytest.raises(CheckpointError, match="directory claims"):
         Archive(InMemory(GOOD))
 

@@ -19,10 +19,10 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bertkit.core import pickle_reader
 from bertkit.core.atomic import write_files
 from bertkit.core.checkpoint import LazyTensor, RawTensor, open_checkpoint, parse_size, write_checkpoint
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import pickle_reader
 
 RANDOM = np.random.default_rng(0)
 TENSORS = {
@@ -488,7 +488,7 @@ def write_archive(path, program):
         lambda mark: b"cos\nsystem\n(V" + f"touch {mark}".encode() + b"\ntR.",
         lambda mark: b"cos.path\nos.system\n(V" + f"touch {mark}".encode() + b"\ntR.",
         lambda mark: b"(V" + f"touch {mark}".encode() + b"\nios\nsystem\n.",
-        lambda mark: b"cbertkit.core.pickle_reader\npickle.loads\n.",
+        lambda mark: b"cbertkit.core.files.pickle_reader\npickle.loads\n.",
         lambda mark: b"ctorch._utils\n_rebuild_tensor_v2.make.__globals__\n.",
     ],
     ids=["system", "eval", "exec", "open", "getattr", "protocol 0", "dotted", "instance", "our module", "attribute walk"],

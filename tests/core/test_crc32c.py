@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bertkit.core.crc32c import BLOCK, EXPONENTS, POLYNOMIAL, crc32c, masked
+from bertkit.core.files.crc32c import BLOCK, EXPONENTS, POLYNOMIAL, crc32c, masked
 
 RANDOM = np.random.default_rng(0)
 LENGTHS = [0, 1, 3, 4, 7, 289, 290, 291, 293, 297, 2320, 2321, 5000, 40_001, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 300]

@@ -21,11 +21,11 @@ import zlib
 import numpy as np
 import pytest
 
-from bertkit.core import pickle_machine, pickle_reader, pickle_writer
-from bertkit.core.archive import Archive
-from bertkit.core.byte_source import FileBytes, Inflated, Part
 from bertkit.core.errors import CheckpointError
-from bertkit.core.pickle_reader import Inert, Stub, load_pickle
+from bertkit.core.files import pickle_machine, pickle_reader, pickle_writer
+from bertkit.core.files.archive import Archive
+from bertkit.core.files.byte_source import FileBytes, Inflated, Part
+from bertkit.core.files.pickle_reader import Inert, Stub, load_pickle
 from bertkit.core.tensors import LazyTensor
 from tests.core.sources import InMemory
 

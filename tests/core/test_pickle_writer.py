@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bertkit.core import pickle_reader, pickle_writer
 from bertkit.core.atomic import StagedFiles
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files import pickle_reader, pickle_writer
 from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor, stored
 
 BITS = np.random.default_rng(0).bytes(4096)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from bertkit.core import sstable
-from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import CheckpointError
-from bertkit.core.protobuf import BYTES, FIXED32, FIXED64, VARINT, field, parse, read_varint, varint
-from bertkit.core.sstable import FOOTER_SIZE, MAGIC, PLAIN, SNAPPY, read_table, table_of, unsnappy
-from bertkit.core.tf_checkpoint import open_tf_checkpoint, write_tf_checkpoint
+from bertkit.core.files import sstable
+from bertkit.core.files.crc32c import crc32c, masked
+from bertkit.core.files.protobuf import BYTES, FIXED32, FIXED64, VARINT, field, parse, read_varint, varint
+from bertkit.core.files.sstable import FOOTER_SIZE, MAGIC, PLAIN, SNAPPY, read_table, table_of, unsnappy
+from bertkit.core.files.tf_checkpoint import open_tf_checkpoint, write_tf_checkpoint
 
 
 def block(*entries, restarts=(0,)):

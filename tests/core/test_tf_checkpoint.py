@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertkit.core import sstable
 from bertkit.core.atomic import StagedFiles
-from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import CheckpointError
-from bertkit.core.protobuf import BYTES, FIXED32, VARINT, field
-from bertkit.core.sstable import read_table, table_of
-from bertkit.core.tensors import LazyTensor, RawTensor, stored
-from bertkit.core.tf_checkpoint import (
+from bertkit.core.files import sstable
+from bertkit.core.files.crc32c import crc32c, masked
+from bertkit.core.files.protobuf import BYTES, FIXED32, VARINT, field
+from bertkit.core.files.sstable import read_table, table_of
+from bertkit.core.files.tf_checkpoint import (
     OBJECT_GRAPH,
     data_name,
     open_tf_checkpoint,
@@ -22,6 +21,7 @@ from bertkit.core.tf_checkpoint import (
     tf_checkpoint_files,
     write_tf_checkpoint,
 )
+from bertkit.core.tensors import LazyTensor, RawTensor, stored
 from tests.core import tf_mutations
 
 RANDOM = np.random.default_rng(0)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import CheckpointError
-from bertkit.core.protobuf import BYTES, FIXED32, VARINT, field, read_varint, varint
-from bertkit.core.sstable import FOOTER_SIZE, MAGIC, read_table, table_of
-from bertkit.core.tf_checkpoint import TensorFlowCheckpoint, open_tf_checkpoint
+from bertkit.core.files.crc32c import crc32c, masked
+from bertkit.core.files.protobuf import BYTES, FIXED32, VARINT, field, read_varint, varint
+from bertkit.core.files.sstable import FOOTER_SIZE, MAGIC, read_table, table_of
+from bertkit.core.files.tf_checkpoint import TensorFlowCheckpoint, open_tf_checkpoint
 
 EDGES = [0, 1, 2, 3, 7, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 

@@ -26,10 +26,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from bertkit.core.atomic import StagedFiles
-from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import CheckpointError
-from bertkit.core.protobuf import BYTES, FIXED32, VARINT, field, parse, read_varint, varint
-from bertkit.core.sstable import LARGEST_TABLE, read_table, table_of
+from bertkit.core.files.crc32c import crc32c, masked
+from bertkit.core.files.protobuf import BYTES, FIXED32, VARINT, field, parse, read_varint, varint
+from bertkit.core.files.sstable import LARGEST_TABLE, read_table, table_of
 from bertkit.core.tensors import STORED_AS, LazyTensor, RawTensor, from_bits, lazy, stored
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"

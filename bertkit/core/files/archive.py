@@ -9,8 +9,8 @@ import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bertkit.core.byte_source import LARGEST_RATIO, ByteSource, ByteStream, Inflated, Part
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files.byte_source import LARGEST_RATIO, ByteSource, ByteStream, Inflated, Part
 
 LARGEST_DIRECTORY = 8 * 2**20
 LOCAL_HEADER = struct.Struct("<4s2xHH8x2L2H")

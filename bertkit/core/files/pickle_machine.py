@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from bertkit.core.byte_source import ByteSource, ByteStream, Part
 from bertkit.core.errors import CheckpointError
+from bertkit.core.files.byte_source import ByteSource, ByteStream, Part
 from bertkit.core.tensors import LazyTensor
 
 LARGEST_PROGRAM = 256 * 2**20

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bertkit.core.crc32c import crc32c, masked
 from bertkit.core.errors import CheckpointError
-from bertkit.core.protobuf import read_varint, varint
+from bertkit.core.files.crc32c import crc32c, masked
+from bertkit.core.files.protobuf import read_varint, varint
 
 MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 FOOTER_SIZE = 48

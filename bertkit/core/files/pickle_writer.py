@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bertkit.core.errors import CheckpointError
-from bertkit.core.pickle_reader import STORAGES, TORCH_DTYPES, Inert
+from bertkit.core.files.pickle_reader import STORAGES, TORCH_DTYPES, Inert
 from bertkit.core.tensors import STORED_AS, LazyTensor, RawTensor, lazy, stored
 
 STORAGE_OF = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}

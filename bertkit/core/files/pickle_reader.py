@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.core.archive import Archive, Member, Walk
-from bertkit.core.byte_source import ByteSource, Part, as_source
 from bertkit.core.errors import CheckpointError
-from bertkit.core.pickle_machine import Buildable, Foreign, Inert, Machine, Maker, Stub, short
+from bertkit.core.files.archive import Archive, Member, Walk
+from bertkit.core.files.byte_source import ByteSource, Part, as_source
+from bertkit.core.files.pickle_machine import Buildable, Foreign, Inert, Machine, Maker, Stub, short
 from bertkit.core.tensors import BITS_ONLY, STORED_AS, LazyTensor, RawTensor
 
 __all__ = ["GLOBALS", "Inert", "Stub", "load", "load_pickle", "what_starts_with"]
