@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from bertkit.core.errors import BertkitError
 from bertkit.core.files.crc32c import crc32c, masked
@@ -95,13 +96,10 @@ def _core(distributed: bool) -> Callable[[Path], None]:
     def make(directory: Path) -> None:
         from tests.conversion.originals import megatron_core
 
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        megatron_core.LAYERS, megatron_core.WORDS = 1, 32
-        tensors = _seeded(megatron_core.weights)
-        if distributed:
-            megatron_core.write_dist(directory, tensors, ranks=2)
-        else:
-            megatron_core.write_ranks(directory, tensors, ranks=2)
+        write = megatron_core.write_dist if distributed else megatron_core.write_ranks
+        with warnings.catch_warnings(), patch.multiple(megatron_core, LAYERS=1, WORDS=32):
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            write(directory, _seeded(megatron_core.weights), ranks=2)
 
     return make
 
@@ -110,12 +108,12 @@ def _fairseq(legacy: bool) -> Callable[[Path], None]:
     def make(directory: Path) -> None:
         from tests.conversion.originals import fairseq
 
-        fairseq.LAYERS = 1
         recipe = {"prefix": "decoder"} if legacy else {"quantised": True}
-        settings = {"args": fairseq.arguments()} if legacy else {"cfg": fairseq.hydra()}
-        model = _seeded(fairseq.weights, **recipe)
-        fairseq.dictionary(directory)
-        fairseq.save(directory / "checkpoint_best.pt", model, legacy=legacy, **settings)
+        with patch.object(fairseq, "LAYERS", 1):
+            settings = {"args": fairseq.arguments()} if legacy else {"cfg": fairseq.hydra()}
+            model = _seeded(fairseq.weights, **recipe)
+            fairseq.dictionary(directory)
+            fairseq.save(directory / "checkpoint_best.pt", model, legacy=legacy, **settings)
 
     return make
 
