@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from bertkit.convert.original import Format, Options, Original, Sample
 from bertkit.convert.rules import Change, Translation
 from bertkit.convert.source import KERAS_FILE, Source, has_weights, locate, open_source, params_of, task_of
 from bertkit.convert.warm_start import SOURCES, TARGETS, warm_start
-from bertkit.core.atomic import staged_directory
+from bertkit.core.atomic import staged_directory, start_flushing
 from bertkit.core.checkpoint import Checkpoint, LazyTensor, write_checkpoint
 from bertkit.core.config import CONFIG_NAME
 from bertkit.core.errors import CheckpointError, ConfigError
@@ -243,11 +243,17 @@ def _write_foreign(
                     if isinstance(content, bytes):
                         file.write(content)
                     else:
-                        content(file, bar.update if bar is not None else lambda count: None)
+                        content(file, partial(_written, file, bar))
     finally:
         if bar is not None:
             bar.close()
     return [directory / name for name in files]
+
+
+def _written(file: BinaryIO, bar: Any, count: int) -> None:
+    start_flushing(file, max(file.tell() - count, 0), count)
+    if bar is not None:
+        bar.update(count)
 
 
 def _tensors_to_write(

@@ -193,6 +193,17 @@ def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
     shutil.rmtree(away, ignore_errors=True)
 
 
+def start_flushing(file: BinaryIO, begin: int, size: int) -> None:
+    """Let the system bring a part of a file to the disk while the next one is made, so that the end is soon done.
+
+    Args:
+        file: the file; a system that cannot do that, or a file that is none of the system's, is left alone.
+        begin, size: the part, in bytes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.posix_fadvise(file.fileno(), begin, size, os.POSIX_FADV_DONTNEED)
+
+
 def _flush(path: Path) -> None:
     """Bring a file or directory to the disk, where the system lets one say so."""
     with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bertkit.core.atomic import StagedFiles, is_plain_name, write_files
+from bertkit.core.atomic import StagedFiles, is_plain_name, start_flushing, write_files
 from bertkit.core.errors import CheckpointError
 from bertkit.core.files import pickle_reader
 from bertkit.core.files.byte_source import ByteSource, as_source
@@ -515,8 +515,10 @@ def write_safetensors(
     start = file.tell()
     # Values go to their places in the order in which they lie in their source, which may be compressed.
     for name in sorted(order, key=lambda name: tensors[name].position):
-        file.seek(start + header[name]["data_offsets"][0])
+        begin = start + header[name]["data_offsets"][0]
+        file.seek(begin)
         _write_values(file, name, tensors[name])
+        start_flushing(file, begin, tensors[name].size)
         wrote(tensors[name].size)
 
 
