@@ -1,6 +1,6 @@
 """BERT of Megatron-LM: every layout and division against originals made rank by rank; there and back; and all that is wrong.
 
-With `BERTKIT_TRANSFORMERS_PYTHON`, an interpreter that has transformers 4.37.2 and torch, its script is run beside ours.
+With `BERTKIT_TRANSFORMERS`, an interpreter that has transformers 4.37.2 and torch, its script is run beside ours.
 """
 
 from __future__ import annotations
@@ -380,9 +380,9 @@ def replace_config(config: MegatronBertConfig, **changes: Any) -> MegatronBertCo
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
 @pytest.mark.parametrize("with_args", [True, False])
 def test_transformers_script_agrees(tmp_path, version, with_args):
-    python = os.environ.get("BERTKIT_TRANSFORMERS_PYTHON")
+    python = os.environ.get("BERTKIT_TRANSFORMERS")
     if not python:
-        pytest.skip("BERTKIT_TRANSFORMERS_PYTHON names no interpreter")
+        pytest.skip("BERTKIT_TRANSFORMERS names no interpreter")
     path, _ = written(tmp_path, version=version, names=1 + (version > 1), args={} if with_args else None)
     archive = originals.zipped(tmp_path / "m.zip", path)
     original = read(archive, hf_compat=True, config={} if with_args else HEADS)
