@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="file, directory or hub id")
     parser.add_argument("target", metavar="DST", help="directory to write")
     parser.add_argument("--from", dest="source_type", metavar="FORMAT",
-                        help=f"what SRC is, where that cannot be seen: {', '.join(FORMATS)}, transformers, or the model type "
-                             "of a directory whose config.json lacks it")
+                        help=f"what SRC is, where that cannot be seen: {', '.join(FORMATS)}; or the model type of a "
+                             "directory whose config.json lacks it")
     parser.add_argument("--to", metavar="FORMAT", choices=[*written, *TARGETS],
                         help=f"what to make of it: {', '.join(written)}; or of a BERT or RoBERTa: {', '.join(TARGETS)}")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: each tensor's own")

@@ -184,7 +184,9 @@ def read_original(
         opened.settings["model_type"] = model_type
     original = format.read(opened, options)
     if writer is not None and original.config.model_type not in writer.model_types:
-        raise ConfigError(f"{writer.title} holds {', '.join(writer.model_types)}, not {original.config.model_type}")
+        others = [name for name, other in FORMATS.items() if other.write and original.config.model_type in other.model_types]
+        raise ConfigError(f"{writer.title} holds {', '.join(writer.model_types)}, not {original.config.model_type}",
+                          remedy=f"Formats that hold it: {', '.join(others)}.")
     if to in TARGETS and to != original.config.model_type:
         raise ConfigError(f"{original.path} is a {original.config.model_type}, of which no {to} can be made",
                           [f"from: {', '.join(SOURCES)}"])
