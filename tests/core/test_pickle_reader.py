@@ -512,11 +512,10 @@ def test_streams_are_not_read_through_when_they_are_loaded(saved):
     assert max(end for _, end in source.reads) < source.size / 2
 
 
+@pytest.mark.parametrize("saved", ["legacy"], indirect=True)
 @pytest.mark.parametrize("in_order", [False, True])
 def test_wrong_count_of_a_legacy_storage(saved, in_order):
     content = saved[0].read_bytes()
-    if content.startswith(b"PK"):
-        pytest.skip("only the legacy form has counts")
     count = (60_000).to_bytes(8, "little")
     assert content.count(count) == 1
     source = InMemory(content.replace(count, (59_999).to_bytes(8, "little")), in_order)
