@@ -1,0 +1,88 @@
+/* The C interface of bertkit's native kernels: no framework, no C++, nothing that depends on a version of either.
+ *
+ * Functions return BK_OK or a negative error code, whose text `bk_error` gives. They may be called from any thread, from
+ * several at once, and in a forked process. BK_ABI is raised with every incompatible change: whoever loads the library
+ * compares it first.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define BK_API __declspec(dllexport)
+#else
+#define BK_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BK_ABI 1
+
+/* Instruction sets, each a superset of the one before it. The numbers are stored in packed weights. */
+enum bk_level { BK_SCALAR = 0, BK_AVX2 = 1, BK_AVX512 = 2, BK_AMX = 3, BK_LEVELS = 4 };
+
+enum bk_code {
+    BK_OK = 0,
+    BK_NO_LEVEL = -1,     /* this build has no code for the level, or this CPU cannot run it */
+    BK_BAD_ARGUMENT = -2, /* a null pointer, a negative count, a number of states that is neither 1 nor layers + 1 */
+    BK_BAD_SHAPE = -3,    /* dimensions that belong to no model, or tables that are not as wide as the packed weights */
+    BK_BAD_TENSORS = -4,  /* not as many tensors as the dimensions say */
+    BK_BAD_PACKED = -5,   /* not packed by this version, damaged, or cut off */
+    BK_BAD_SIZE = -6,     /* the buffer is smaller than what was asked to go into it */
+    BK_BAD_ID = -7,       /* an id that its table has no row for */
+    BK_NO_MEMORY = -8
+};
+
+/* BK_ABI of the library, which may differ from that of the header a caller was written with. */
+BK_API int bk_abi(void);
+
+/* What an error code means, in a few words. */
+BK_API const char* bk_error(int code);
+
+/* A bit mask, 1 << level, of what this build and this CPU can run. */
+BK_API uint32_t bk_levels(void);
+
+/* Why a level cannot run here, e.g. "this CPU has no amx_tile, amx_int8"; NULL where it can. */
+BK_API const char* bk_missing(int level);
+
+/* ---- I-BERT in integers ---------------------------------------------------------------------------------------- */
+
+/* Arrange the integer weights of an encoder as a level wants to read them.
+ *
+ * The result is one buffer without pointers, valid at any address and any alignment, on any machine that has the level.
+ *
+ * dims:     `dim_count` numbers, and
+ * tensors:  `tensor_count` arrays, both in the order of bertkit.core.ibert
+ * packed:   where to put it, or NULL to learn its size
+ * size:     bytes at `packed`
+ * Returns the size in bytes, or an error code.
+ */
+BK_API int64_t bk_ibert_pack(int level, const int64_t* dims, int dim_count, const void* const* tensors, int tensor_count,
+                             void* packed, int64_t size);
+
+/* Arrays are dense, rows last. */
+typedef struct bk_ibert_call {
+    const void* packed;           /* of bk_ibert_pack, whose level is the one that runs */
+    int64_t packed_size;
+    const int8_t* words;          /* [word_rows, width] */
+    const int8_t* types;          /* [type_rows, width] */
+    const int8_t* positions;      /* [position_rows, width] */
+    int64_t word_rows, type_rows, position_rows, width;
+    const int64_t* word_ids;      /* [batch, length], like the next two */
+    const int64_t* type_ids;
+    const int64_t* position_ids;
+    const uint8_t* mask;          /* [batch, length], 0 is padding; NULL: there is none */
+    int64_t batch, length;
+    int64_t states;               /* 1: the last hidden state; layers + 1: those of the embeddings and of every layer */
+    int8_t* hidden;               /* [states, batch, length, width] */
+    int64_t threads;              /* at most so many, the caller's among them */
+} bk_ibert_call;
+
+/* From ids to the integers of the hidden states. Padding is not computed: its hidden states are 0. */
+BK_API int bk_ibert_encode(const bk_ibert_call* call);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,36 @@
+// Threads that wait for work, a barrier between them, and scratch memory: what every kernel of this library runs on.
+//
+// Nothing is started before the first call that asks for more than one thread.
+#pragma once
+
+#include <cstdint>
+
+namespace bertkit {
+
+class Barrier;
+
+/// One of the threads that do a piece of work together.
+struct Worker {
+    int thread;   ///< 0 is the caller's
+    int threads;  ///< may be fewer than were asked for
+    Barrier* barrier;
+
+    /// Wait until every thread of the team is here; what they wrote before is visible after.
+    void wait() const;
+};
+
+/// What a team runs. It must not throw.
+using Work = void (*)(const Worker& worker, void* context);
+
+/// Run `work` on `threads` threads and return when all of them are done.
+///
+/// One team runs at a time: a second caller waits for the first. With one thread, and inside a team, the work runs at once
+/// in the calling thread.
+void run(int threads, Work work, void* context);
+
+/// Memory that belongs to the calling thread until it ends or asks again; aligned to a cache line, contents undefined.
+///
+/// Returns a null pointer where there is not so much memory.
+void* workspace(int64_t bytes);
+
+}  // namespace bertkit
