@@ -7,6 +7,8 @@ from typing import Annotated
 
 from bertkit.core import bert
 from bertkit.core.config import (
+    NONE,
+    Check,
     Flag,
     Layers,
     NotNegativeReal,
@@ -32,6 +34,10 @@ from bertkit.core.spec import (
     tied_decoder,
     under,
 )
+
+INTEGER_FORMAT = 1
+"""Version of the frozen models' tensors: their names, and what `bertkit.core.reference.int8` does with them."""
+IS_INTEGER_FORMAT = Check(f"{INTEGER_FORMAT}, the version that this bertkit runs", lambda v: v == INTEGER_FORMAT)
 
 
 @configuration
@@ -60,6 +66,8 @@ class IBertConfig(PretrainedConfig):
         hf_compat_scales: reproduce transformers, where every layer takes the scale of the embeddings for its
             input's, and token types are lost where embeddings are passed in. Set it for weights that were
             fine-tuned there. (keyword only; not in transformers)
+        integer_format: None, or the version of a frozen model's integers, which `freeze` sets. (keyword only; not in
+            transformers)
         **kwargs: the fields of `PretrainedConfig`, and any other key.
 
     Raises:
@@ -94,6 +102,7 @@ class IBertConfig(PretrainedConfig):
     quant_mode: Flag = False
     force_dequant: Annotated[str, one_of("none", "gelu", "softmax", "layernorm", "nonlinear")] = "none"
     hf_compat_scales: Flag = field(default=False, kw_only=True)
+    integer_format: Annotated[int | None, IS_INTEGER_FORMAT | NONE] = field(default=None, kw_only=True)
 
     def contradictions(self) -> list[str]:
         """Fields that are fine alone but not together."""
@@ -101,6 +110,8 @@ class IBertConfig(PretrainedConfig):
         if self.max_position_embeddings <= self.first_position:
             found.append(f"max_position_embeddings: got {self.max_position_embeddings}, expected more than "
                          f"{self.first_position}, where positions start (pad_token_id + 1)")
+        if self.integer_format is not None and (not self.quant_mode or self.force_dequant != "none" or self.hf_compat_scales):
+            found.append("integer_format: a frozen model has quant_mode=True, force_dequant='none' and hf_compat_scales=False")
         return found
 
     @property
@@ -156,6 +167,10 @@ def _layer(config: IBertConfig, layer: int) -> Params:
 
 
 def _encoder(config: IBertConfig) -> Params:
+    yield from _trainable(config) if config.integer_format is None else _frozen(config)
+
+
+def _trainable(config: IBertConfig) -> Params:
     width = config.hidden_size
     yield from _embedding("embeddings.word_embeddings", config.vocab_size, width)
     yield from _embedding("embeddings.token_type_embeddings", config.type_vocab_size, width)
@@ -172,7 +187,75 @@ def _language_model(config: IBertConfig) -> Params:
     width = config.hidden_size
     yield from linear("lm_head.dense", width, width)
     yield from norm("lm_head.layer_norm", width)
-    yield from tied_decoder("lm_head", config, f"ibert.{bert.WORDS}", width)
+    decoder = tied_decoder("lm_head", config, f"ibert.{bert.WORDS}", width)
+    if config.integer_format is None:
+        yield from decoder
+    else:
+        yield from (param for param in decoder if param.name != "lm_head.decoder.weight")
+        yield Param("lm_head.decoder.weight_integer", (config.vocab_size, width), "int8")
+        yield Param("lm_head.decoder.weight_scaling_factor", (config.vocab_size,), "scale")
+
+
+# -- the frozen model ---------------------------------------------------------------------------------------------
+def _rescaling(name: str, size: int, kind: str = "") -> Params:
+    yield Param(f"{name}.{kind}multiplier", (size,), "int32")
+    yield Param(f"{name}.{kind}right_shift", (size,), "int32")
+
+
+def _integer_linear(name: str, outputs: int, inputs: int) -> Params:
+    yield Param(f"{name}.weight_integer", (outputs, inputs), "int8")
+    yield Param(f"{name}.bias_integer", (outputs,), "int32")
+
+
+def _integer_norm(width: int) -> Params:
+    yield Param("LayerNorm.shift", (1,), "int32")
+    yield from _rescaling("output_activation", width)
+    yield Param("output_activation.offset", (width,), "int64")
+    yield Param("output_activation.act_scaling_factor", (1,), "scale")
+
+
+def _integer_residual(inputs: int, width: int) -> Params:
+    yield from _integer_linear("dense", width, inputs)
+    yield from _rescaling("ln_input_act", width)
+    yield from _rescaling("ln_input_act", width, "identity_")
+    yield from _integer_norm(width)
+
+
+def _integer_layer(config: IBertConfig, layer: int) -> Params:
+    width, inner = config.hidden_size, config.kept_heads(layer) * config.head_size
+    for name in ("query", "key", "value"):
+        yield from _integer_linear(f"attention.self.{name}", inner, width)
+        yield from _rescaling(f"attention.self.{name}_activation", inner)
+    yield Param("attention.self.softmax.constants", (4,), "int32")
+    yield from _rescaling("attention.self.softmax.act", 1)
+    yield from _rescaling("attention.self.output_activation", 1)
+    yield from under("attention.output", _integer_residual(inner, width))
+    yield from _integer_linear("intermediate.dense", config.intermediate_size, width)
+    yield Param("intermediate.gelu.clip", (config.intermediate_size,), "int32")
+    yield Param("intermediate.gelu.one", (config.intermediate_size,), "int64")
+    yield Param("intermediate.gelu.unit", (config.intermediate_size,), "int32")
+    yield Param("intermediate.gelu.drop", (config.intermediate_size,), "int32")
+    yield from _rescaling("intermediate.output_activation", config.intermediate_size)
+    yield from under("output", _integer_residual(config.intermediate_size, width))
+
+
+def _frozen(config: IBertConfig) -> Params:
+    width = config.hidden_size
+    rows = {"word": config.vocab_size, "token_type": config.type_vocab_size, "position": config.max_position_embeddings}
+    for name, size in rows.items():
+        yield Param(f"embeddings.{name}_embeddings.weight_integer", (size, width), "int8")
+        yield from _rescaling(f"embeddings.{name}_embeddings", 1)
+    yield Param("embeddings.token_type_embeddings.weight_scaling_factor", (1,), "scale")
+    yield Param("embeddings.embeddings_act1.act_scaling_factor", (1,), "scale")
+    yield from under("embeddings", _integer_norm(width))
+    for layer in range(config.num_hidden_layers):
+        yield from under(f"encoder.layer.{layer}", _integer_layer(config, layer))
+
+
+def native_tensors(config: IBertConfig) -> list[str]:
+    """Names of the frozen tensors that a native encoder is packed from, in its order: all but tables and scales."""
+    tables = tuple(f"{name}_embeddings.weight_integer" for name in ("word", "token_type", "position"))
+    return [param.name for param in _frozen(config) if param.kind != "scale" and not param.name.endswith(tables)]
 
 
 IBERT = Variant(

@@ -13,7 +13,8 @@ from typing import Any
 
 Params = Iterator["Param"]
 
-KINDS = ("kernel", "matrix", "embedding", "norm_scale", "norm_shift", "bias", "conv", "stat", "derived")
+KINDS = ("kernel", "matrix", "embedding", "norm_scale", "norm_shift", "bias", "conv", "stat", "derived",
+         "int8", "int32", "int64", "scale")
 """What a tensor is, which is all that a framework needs to know to place it:
 
 - kernel: weight of a linear layer, [out, in]; Keras holds the transpose.
@@ -22,7 +23,12 @@ KINDS = ("kernel", "matrix", "embedding", "norm_scale", "norm_shift", "bias", "c
 - conv: depthwise convolution kernel [heads, 1, window, 1].
 - stat: a statistic gathered in training; starts from its default where a checkpoint lacks it.
 - derived: computed from other tensors on every use, or never used; read past, never kept and never written.
+- int8, int32, int64: integers of a frozen model, as they lie on disk in both frameworks; never trained, never cast.
+- scale: what a frozen model's integers are multiplied by where they leave it, float32; never trained, never cast.
 """
+
+FROZEN = {"int8": "int8", "int32": "int32", "int64": "int64", "scale": "float32"}
+"""The kinds of a frozen model's tensors, and their dtypes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Param:
     def stored(self) -> bool:
         """Whether the tensor lies in a checkpoint under its own name."""
         return self.tied_to is None and self.kind != "derived"
+
+    @property
+    def frozen_dtype(self) -> str | None:
+        """The dtype of a frozen model's tensor, whatever dtype the model has; None for all others."""
+        return FROZEN.get(self.kind)
 
 
 # -- words ------------------------------------------------------------------------------------------------------
