@@ -67,7 +67,7 @@ def integer_sqrt(x: Integers) -> Integers:
     bits = np.array([int(value).bit_length() for value in np.ravel(x)], np.int64).reshape(np.shape(x))
     root = np.int64(1) << ((bits + 1) // 2)
     while True:
-        better = (root + x // root) >> 1
+        better = (root + x // np.maximum(root, 1)) >> 1
         if not (better < root).any():
             return root
         root = np.minimum(root, better)
