@@ -53,8 +53,8 @@ BK_API const char* bk_missing(int level);
  *
  * The result is one buffer without pointers, valid at any address and any alignment, on any machine that has the level.
  *
- * dims:     `dim_count` numbers, and
- * tensors:  `tensor_count` arrays, both in the order of bertkit.core.ibert
+ * dims:     layers, width of the stream, width of a head, width of the feed-forward, then the heads of every layer
+ * tensors:  in the order of bertkit.core.ibert.native_tensors
  * packed:   where to put it, or NULL to learn its size
  * size:     bytes at `packed`
  * Returns the size in bytes, or an error code.

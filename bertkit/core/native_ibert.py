@@ -1,0 +1,124 @@
+"""I-BERT's encoder in integers, by the compiled kernels: `bertkit.core.reference.int8` says what they compute."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+import numpy as np
+
+from bertkit.core import native
+from bertkit.core.errors import BackendError, InputError
+from bertkit.core.ibert import IBertConfig, native_tensors
+
+NO_MEMORY = -8
+"""BK_NO_MEMORY of csrc/bertkit.h."""
+
+
+class _Call(ctypes.Structure):
+    """bk_ibert_call of csrc/bertkit.h."""
+
+    _fields_ = [
+        ("packed", ctypes.c_void_p), ("packed_size", ctypes.c_int64),
+        ("words", ctypes.c_void_p), ("types", ctypes.c_void_p), ("positions", ctypes.c_void_p),
+        ("word_rows", ctypes.c_int64), ("type_rows", ctypes.c_int64), ("position_rows", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("word_ids", ctypes.c_void_p), ("type_ids", ctypes.c_void_p), ("position_ids", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p), ("batch", ctypes.c_int64), ("length", ctypes.c_int64),
+        ("states", ctypes.c_int64), ("hidden", ctypes.c_void_p), ("threads", ctypes.c_int64),
+    ]
+
+
+def pack(config: IBertConfig, tensors: Mapping[str, np.ndarray], level: str) -> np.ndarray:
+    """Arrange the integer weights of an encoder as the kernels of a level want to read them.
+
+    Args:
+        config: configuration of the frozen model.
+        tensors: its tensors, by the names of `bertkit.core.ibert.native_tensors`.
+        level: one of `native.LEVELS`, e.g. `native.level()`.
+
+    Returns:
+        Bytes, uint8, for this level alone. They may be moved, and kept for a later process.
+
+    Raises:
+        BackendError: the level does not run here.
+    """
+    functions = native.library().functions
+    heads = [config.kept_heads(layer) for layer in range(config.num_hidden_layers)]
+    dims = np.array([config.num_hidden_layers, config.hidden_size, config.head_size, config.intermediate_size, *heads], np.int64)
+    arrays = [np.ascontiguousarray(tensors[name]) for name in native_tensors(config)]
+    addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    functions.bk_ibert_pack.restype = ctypes.c_int64
+
+    def run(packed: int | None, size: int) -> int:
+        return _checked("bk_ibert_pack", functions.bk_ibert_pack(
+            native.LEVELS.index(level), ctypes.c_void_p(dims.ctypes.data), len(dims), addresses, len(arrays),
+            ctypes.c_void_p(packed), ctypes.c_int64(size)))
+
+    packed = np.empty(run(None, 0), np.uint8)
+    run(packed.ctypes.data, packed.size)
+    return packed
+
+
+def encode(
+    packed: np.ndarray, words: np.ndarray, types: np.ndarray, positions: np.ndarray, word_ids: np.ndarray,
+    type_ids: np.ndarray, position_ids: np.ndarray, mask: np.ndarray | None, states: int, threads: int,
+) -> np.ndarray:
+    """Hidden states of an encoder, from ids to integers.
+
+    Args:
+        packed: from `pack`; its level is the one that runs.
+        words, types, positions: the tables, [rows, E], int8.
+        word_ids, type_ids, position_ids: [B, L], int64.
+        mask: [B, L], False or 0 is padding, whose hidden states are 0 and cost nothing; bool or uint8.
+        states: 1 for the last hidden state; layers + 1 for those of the embeddings and of every layer.
+        threads: at most so many are used.
+
+    Returns:
+        [states, B, L, E], int8.
+
+    Raises:
+        InputError: an id without a row in its table, or arrays that do not fit together.
+    """
+    tables = {"words": words, "types": types, "positions": positions}
+    ids = {"word_ids": word_ids, "type_ids": type_ids, "position_ids": position_ids}
+    _check(packed, tables, ids, mask)
+    hidden = np.empty((states, *word_ids.shape, words.shape[1]), np.int8)
+    arrays = {name: np.ascontiguousarray(array) for name, array in (*tables.items(), *ids.items())}
+    packed = np.ascontiguousarray(packed)
+    mask = None if mask is None else np.ascontiguousarray(mask)
+    call = _Call(
+        packed=packed.ctypes.data, packed_size=packed.size, mask=None if mask is None else mask.ctypes.data,
+        word_rows=len(words), type_rows=len(types), position_rows=len(positions), width=words.shape[1],
+        batch=word_ids.shape[0], length=word_ids.shape[1], states=states, hidden=hidden.ctypes.data, threads=threads,
+        **{name: array.ctypes.data for name, array in arrays.items()})
+    _checked("bk_ibert_encode", native.library().functions.bk_ibert_encode(ctypes.byref(call)))
+    return hidden
+
+
+def _check(packed: np.ndarray, tables: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], mask: np.ndarray | None) -> None:
+    words, word_ids = tables["words"], ids["word_ids"]
+    wanted: dict[str, tuple[np.ndarray, tuple[type, ...], tuple[int | str, ...]]] = {"packed": (packed, (np.uint8,), ("size",))}
+    width = words.shape[1] if words.ndim == 2 else "E"
+    shape = word_ids.shape if word_ids.ndim == 2 else ("B", "L")
+    wanted |= {name: (table, (np.int8,), ("rows", width)) for name, table in tables.items()}
+    wanted |= {name: (array, (np.int64,), shape) for name, array in ids.items()}
+    if mask is not None:
+        wanted["mask"] = (mask, (np.bool_, np.uint8), shape)
+    problems = [
+        f"{name}: got {array.dtype} {list(array.shape)}, expected {' or '.join(type.__name__ for type in types)} {list(form)}"
+        for name, (array, types, form) in wanted.items()
+        if array.dtype not in types or array.ndim != len(form)
+        or any(size != axis for size, axis in zip(array.shape, form, strict=True) if not isinstance(axis, str))]
+    if problems:
+        raise InputError("the arrays of an integer encoder do not fit together", problems)
+
+
+def _checked(function: str, result: int) -> int:
+    if result == NO_MEMORY:
+        raise MemoryError(f"{function}: {native.library().functions.bk_error(result).decode()}")
+    if result < 0:
+        text = native.library().functions.bk_error(result).decode()
+        kind = BackendError if function == "bk_ibert_pack" else InputError
+        raise kind(f"{function}: {text}")
+    return result

@@ -1,0 +1,66 @@
+"""The compiled kernels as operations of TensorFlow: eager and in `tf.function`.
+
+The operations are registered through TensorFlow's C interface by a library that is built without TensorFlow, so one
+library serves every version. They run on the CPU, with as many threads as TensorFlow uses for one operation. XLA and
+saved models know nothing of them: those take portable code. `bertkit.core.native` chooses the level.
+
+Shape suffixes: B batch, L length, E width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from bertkit.core import native
+from bertkit.core.errors import BackendError
+
+
+@functools.cache
+def _operations() -> Any:
+    path = native.library().path.with_name(native.file_name("bertkit_tf"))
+    try:
+        return tf.load_op_library(str(path))
+    except tf.errors.NotFoundError as error:
+        raise BackendError("TensorFlow cannot load bertkit's operations", [str(error)], native.INSTALL) from error
+
+
+def level() -> str:
+    """The level that calls use now, see `bertkit.core.native.level`; a `tf.function` keeps the one it was traced with."""
+    return native.level()
+
+
+def ibert_encode(
+    packed: Tensor, words: Tensor, types: Tensor, positions: Tensor, word_ids_BL: Tensor, type_ids_BL: Tensor,
+    position_ids_BL: Tensor, mask_BL: Tensor | None = None, states: int = 1,
+) -> Tensor:
+    """I-BERT's encoder in integers, from ids to hidden states.
+
+    Args:
+        packed: the weights, from `bertkit.core.native_ibert.pack`, uint8; their level is the one that runs.
+        words, types, positions: the tables, `[rows, E]`, int8.
+        word_ids_BL, type_ids_BL, position_ids_BL: rows of the tables, int64 or int32, broadcastable to one another.
+        mask_BL: 0 or False is padding, whose hidden states are 0 and cost nothing; None: there is none.
+        states: 1 for the last hidden state; layers + 1 for those of the embeddings and of every layer.
+
+    Returns:
+        `[states, B, L, E]`, int8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: an id without a row in its table, or tensors that do not fit together.
+        BackendError: there is no compiled library, or TensorFlow cannot load it.
+    """
+    ids = [tf.cast(ids, tf.int64) for ids in (word_ids_BL, type_ids_BL, position_ids_BL)]
+    shape = functools.reduce(tf.broadcast_dynamic_shape, map(tf.shape, ids))
+    ids = [tf.broadcast_to(ids, shape) for ids in ids]
+    # An empty mask is none: an operation has a fixed number of inputs.
+    mask_BL = tf.zeros((0, 0), tf.uint8) if mask_BL is None else tf.cast(mask_BL != 0, tf.uint8)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or native.cores()
+    hidden = _operations().bertkit_ibert_encode(
+        packed=packed, words=words, types=types, positions=positions, word_ids=ids[0], type_ids=ids[1], position_ids=ids[2],
+        mask=mask_BL, states=states, threads=threads)
+    hidden.set_shape([states, None, None, None])
+    return hidden
