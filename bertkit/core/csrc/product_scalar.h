@@ -10,10 +10,10 @@
 namespace bertkit {
 namespace {
 
-/// Memory that will be needed next: a product touches it on the side, so that it is in the cache by then.
+/// Memory that will be needed next: a product asks for it on the side, so that it is in the cache by then.
 struct Ahead {
     const char* bytes;
-    int64_t lines;  ///< of 64 bytes
+    int64_t size;
 };
 
 /// How the bytes of rows are to be read.
