@@ -22,6 +22,7 @@ _HOMES = {
     "core.config": "PretrainedConfig",
     "core.errors": "BertkitError ConfigError CheckpointError InputError TokenizerError BackendError",
     "core.hub": "HubError",
+    "core.native": "KernelsStatus kernels_status use_kernels",
     "core.quantization": "CalibrationError",
     "core.auto": "AutoConfig",
     "core.tokenization": "AutoTokenizer BatchEncoding BertTokenizer BertTokenizerFast MobileBertTokenizer "

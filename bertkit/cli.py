@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertkit import __version__
-from bertkit.commands import convert, inspect, predict, verify
+from bertkit.commands import convert, inspect, kernels, predict, verify
 from bertkit.core.errors import BertkitError
 
-COMMANDS = {"convert": convert, "verify": verify, "inspect": inspect, "predict": predict}
+COMMANDS = {"convert": convert, "verify": verify, "inspect": inspect, "predict": predict, "kernels": kernels}
 GENERAL = """\
 exit codes: 0 all is well, 1 a check failed, 2 bad use or bad input
 
@@ -26,6 +26,7 @@ examples:
   bertkit verify ibert/ --text "Do both frameworks say the same?"
   bertkit inspect ibert/
   bertkit predict ibert/ --task embed --text "A sentence." --text "Another one."
+  bertkit kernels
 """
 
 

@@ -11,6 +11,9 @@ from bertkit.core.hub import HubError as HubError
 from bertkit.core.ibert import IBertConfig as IBertConfig
 from bertkit.core.megatron_bert import MegatronBertConfig as MegatronBertConfig
 from bertkit.core.mobilebert import MobileBertConfig as MobileBertConfig
+from bertkit.core.native import KernelsStatus as KernelsStatus
+from bertkit.core.native import kernels_status as kernels_status
+from bertkit.core.native import use_kernels as use_kernels
 from bertkit.core.quantization import CalibrationError as CalibrationError
 from bertkit.core.tokenization import AutoTokenizer as AutoTokenizer
 from bertkit.core.tokenization import BatchEncoding as BatchEncoding
@@ -93,6 +96,7 @@ __all__ = [
     "HubError",
     "IBertConfig",
     "InputError",
+    "KernelsStatus",
     "MegatronBertConfig",
     "MobileBertConfig",
     "MobileBertTokenizer",
@@ -156,6 +160,8 @@ __all__ = [
     "TokenizerError",
     "YosoConfig",
     "fast_hash",
+    "kernels_status",
     "load_model",
     "lsh_cumulation",
+    "use_kernels",
 ]

@@ -215,7 +215,7 @@ def _resolve(request: _Request) -> tuple[str | None, str]:
     if request.choice in ("auto", "native"):
         return found.best, "It is the best that this CPU and this build have."
     lacking = found.levels[request.choice]
-    return (request.choice, f"{request.asked_by} asks for it.") if lacking is None else (None, f"{request.choice}: {lacking}")
+    return (request.choice, f"{request.asked_by} asks for it.") if lacking is None else (None, f"{request.choice}: {lacking}.")
 
 
 def _found() -> Library | str:
@@ -226,16 +226,17 @@ def _found() -> Library | str:
 
 
 def _directories() -> list[Path]:
-    """Where the libraries may be. An editable installation has them beside other files than the modules."""
+    """Where the libraries may be: an editable installation has them elsewhere than the modules, and a checkout has both."""
     chosen = os.environ.get("BERTKIT_LIBRARY")
     return [Path(chosen)] if chosen else [Path(directory, "_native") for directory in bertkit.core.__path__]
 
 
 def _load() -> Library | str:
     directories = _directories()
-    path = next((path for directory in directories if (path := directory / file_name("bertkit")).is_file()), None)
-    if path is None:
-        return f"no compiled library is in {' or '.join(map(str, directories))}. {INSTALL}"
+    paths = [path for directory in directories if (path := directory / file_name("bertkit")).is_file()]
+    if not paths:
+        return f"There is no compiled library in {' or '.join(map(str, directories))}. {INSTALL}"
+    path = max(paths, key=lambda path: path.stat().st_mtime)  # the one built last
     try:
         functions = ctypes.CDLL(str(path))
         abi = functions.bk_abi()

@@ -11,6 +11,8 @@ from bertkit.core import native
 from bertkit.core.errors import BackendError, InputError
 from bertkit.core.ibert import IBertConfig, native_tensors
 
+Arrays = Mapping[str, np.ndarray]
+BOOL, UINT8, INT8, INT64 = map(np.dtype, (np.bool_, np.uint8, np.int8, np.int64))
 NO_MEMORY = -8
 """BK_NO_MEMORY of csrc/bertkit.h."""
 
@@ -29,7 +31,7 @@ class _Call(ctypes.Structure):
     ]
 
 
-def pack(config: IBertConfig, tensors: Mapping[str, np.ndarray], level: str) -> np.ndarray:
+def pack(config: IBertConfig, tensors: Arrays, level: str) -> np.ndarray:
     """Arrange the integer weights of an encoder as the kernels of a level want to read them.
 
     Args:
@@ -44,8 +46,9 @@ def pack(config: IBertConfig, tensors: Mapping[str, np.ndarray], level: str) -> 
         BackendError: the level does not run here.
     """
     functions = native.library().functions
-    heads = [config.kept_heads(layer) for layer in range(config.num_hidden_layers)]
-    dims = np.array([config.num_hidden_layers, config.hidden_size, config.head_size, config.intermediate_size, *heads], np.int64)
+    layers = config.num_hidden_layers
+    heads = [config.kept_heads(layer) for layer in range(layers)]
+    dims = np.array([layers, config.hidden_size, config.head_size, config.intermediate_size, *heads], np.int64)
     arrays = [np.ascontiguousarray(tensors[name]) for name in native_tensors(config)]
     addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
     functions.bk_ibert_pack.restype = ctypes.c_int64
@@ -84,32 +87,28 @@ def encode(
     ids = {"word_ids": word_ids, "type_ids": type_ids, "position_ids": position_ids}
     _check(packed, tables, ids, mask)
     hidden = np.empty((states, *word_ids.shape, words.shape[1]), np.int8)
-    arrays = {name: np.ascontiguousarray(array) for name, array in (*tables.items(), *ids.items())}
-    packed = np.ascontiguousarray(packed)
-    mask = None if mask is None else np.ascontiguousarray(mask)
+    arrays = {"packed": packed, **tables, **ids} if mask is None else {"packed": packed, **tables, **ids, "mask": mask}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     call = _Call(
-        packed=packed.ctypes.data, packed_size=packed.size, mask=None if mask is None else mask.ctypes.data,
-        word_rows=len(words), type_rows=len(types), position_rows=len(positions), width=words.shape[1],
-        batch=word_ids.shape[0], length=word_ids.shape[1], states=states, hidden=hidden.ctypes.data, threads=threads,
-        **{name: array.ctypes.data for name, array in arrays.items()})
+        packed_size=packed.size, word_rows=len(words), type_rows=len(types), position_rows=len(positions),
+        width=words.shape[1], batch=word_ids.shape[0], length=word_ids.shape[1], states=states, hidden=hidden.ctypes.data,
+        threads=threads, **{name: array.ctypes.data for name, array in arrays.items()})
     _checked("bk_ibert_encode", native.library().functions.bk_ibert_encode(ctypes.byref(call)))
     return hidden
 
 
-def _check(packed: np.ndarray, tables: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], mask: np.ndarray | None) -> None:
-    words, word_ids = tables["words"], ids["word_ids"]
-    wanted: dict[str, tuple[np.ndarray, tuple[type, ...], tuple[int | str, ...]]] = {"packed": (packed, (np.uint8,), ("size",))}
-    width = words.shape[1] if words.ndim == 2 else "E"
-    shape = word_ids.shape if word_ids.ndim == 2 else ("B", "L")
-    wanted |= {name: (table, (np.int8,), ("rows", width)) for name, table in tables.items()}
-    wanted |= {name: (array, (np.int64,), shape) for name, array in ids.items()}
-    if mask is not None:
-        wanted["mask"] = (mask, (np.bool_, np.uint8), shape)
+def _check(packed: np.ndarray, tables: Arrays, ids: Arrays, mask: np.ndarray | None) -> None:
+    width, shape = tables["words"].shape[-1:], ids["word_ids"].shape
+    wanted: list[tuple[str, np.ndarray, tuple[np.dtype, ...], tuple[int, ...], int]]
+    wanted = [("packed", packed, (UINT8,), packed.shape, 1)]
+    wanted += [(name, table, (INT8,), (*table.shape[:1], *width), 2) for name, table in tables.items()]
+    wanted += [(name, array, (INT64,), shape, 2) for name, array in ids.items()]
+    wanted += [] if mask is None else [("mask", mask, (BOOL, UINT8), shape, 2)]
     problems = [
-        f"{name}: got {array.dtype} {list(array.shape)}, expected {' or '.join(type.__name__ for type in types)} {list(form)}"
-        for name, (array, types, form) in wanted.items()
-        if array.dtype not in types or array.ndim != len(form)
-        or any(size != axis for size, axis in zip(array.shape, form, strict=True) if not isinstance(axis, str))]
+        f"{name}: got {array.dtype} {list(array.shape)}, expected {' or '.join(map(str, dtypes))} "
+        f"{list(shape) if len(shape) == axes else f'with {axes} axes'}"
+        for name, array, dtypes, shape, axes in wanted
+        if array.dtype not in dtypes or array.shape != shape or array.ndim != axes]
     if problems:
         raise InputError("the arrays of an integer encoder do not fit together", problems)
 

@@ -34,8 +34,8 @@ def ibert_encode(
     Args:
         packed: the weights, from `bertkit.core.native_ibert.pack`, uint8; their level is the one that runs.
         words, types, positions: the tables, `[rows, E]`, int8.
-        word_ids_BL, type_ids_BL, position_ids_BL: rows of the tables, int64 or int32, broadcastable to one another.
-        mask_BL: 0 or False is padding, whose hidden states are 0 and cost nothing; None: there is none.
+        word_ids_BL, type_ids_BL, position_ids_BL: rows of the tables.
+        mask_BL: bool or uint8; False or 0 is padding, whose hidden states are 0 and cost nothing. None: there is none.
         states: 1 for the last hidden state; layers + 1 for those of the embeddings and of every layer.
 
     Returns:
@@ -44,9 +44,7 @@ def ibert_encode(
     Raises:
         InputError: an id without a row in its table, or tensors that do not fit together.
     """
-    shape = torch.broadcast_shapes(word_ids_BL.shape, type_ids_BL.shape, position_ids_BL.shape)
-    ids = (ids.to(torch.int64).expand(shape) for ids in (word_ids_BL, type_ids_BL, position_ids_BL))
-    mask_BL = None if mask_BL is None else mask_BL != 0
+    ids = (ids.to(torch.int64) for ids in (word_ids_BL, type_ids_BL, position_ids_BL))
     return torch.ops.bertkit.ibert_encode(packed, words, types, positions, *ids, mask_BL, states)
 
 

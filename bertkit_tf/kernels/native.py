@@ -42,8 +42,8 @@ def ibert_encode(
     Args:
         packed: the weights, from `bertkit.core.native_ibert.pack`, uint8; their level is the one that runs.
         words, types, positions: the tables, `[rows, E]`, int8.
-        word_ids_BL, type_ids_BL, position_ids_BL: rows of the tables, int64 or int32, broadcastable to one another.
-        mask_BL: 0 or False is padding, whose hidden states are 0 and cost nothing; None: there is none.
+        word_ids_BL, type_ids_BL, position_ids_BL: rows of the tables.
+        mask_BL: bool or uint8; False or 0 is padding, whose hidden states are 0 and cost nothing. None: there is none.
         states: 1 for the last hidden state; layers + 1 for those of the embeddings and of every layer.
 
     Returns:
@@ -54,10 +54,8 @@ def ibert_encode(
         BackendError: there is no compiled library, or TensorFlow cannot load it.
     """
     ids = [tf.cast(ids, tf.int64) for ids in (word_ids_BL, type_ids_BL, position_ids_BL)]
-    shape = functools.reduce(tf.broadcast_dynamic_shape, map(tf.shape, ids))
-    ids = [tf.broadcast_to(ids, shape) for ids in ids]
-    # An empty mask is none: an operation has a fixed number of inputs.
-    mask_BL = tf.zeros((0, 0), tf.uint8) if mask_BL is None else tf.cast(mask_BL != 0, tf.uint8)
+    # An operation has a fixed number of inputs: an empty mask is none.
+    mask_BL = tf.zeros((0, 0), tf.uint8) if mask_BL is None else tf.cast(mask_BL, tf.uint8)
     threads = tf.config.threading.get_intra_op_parallelism_threads() or native.cores()
     hidden = _operations().bertkit_ibert_encode(
         packed=packed, words=words, types=types, positions=positions, word_ids=ids[0], type_ids=ids[1], position_ids=ids[2],
