@@ -19,6 +19,7 @@ from bertkit.core.atomic import StagedFiles, is_plain_name, start_flushing, writ
 from bertkit.core.errors import CheckpointError
 from bertkit.core.files import pickle_reader
 from bertkit.core.files.byte_source import ByteSource, as_source
+from bertkit.core.files.crc32c import crc32c
 from bertkit.core.progress import progress
 from bertkit.core.tensors import FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, from_bits, lazy, stored, widen
 
@@ -28,6 +29,8 @@ __all__ = [
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CHECKSUM = "crc32c"
+"""Key of a safetensors file's metadata: the CRC-32C of all bytes behind its header, as eight hexadecimal digits."""
 SHARD = re.compile(r"model(\.r\d+)?-\d{5}-of-\d{5}\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FOREIGN = {
@@ -73,6 +76,7 @@ class Checkpoint:
         format: "safetensors" or "pytorch_model.bin".
         tensors: the tensors by name.
         metadata: free text that a safetensors file carries.
+        checks: for each file what compares its checksum, and gives what is wrong, if anything.
 
     Example:
         >>> with open_checkpoint("dir") as checkpoint:  # doctest: +SKIP
@@ -80,10 +84,11 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, files: list[Path], format: str, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]
+        self, path: Path, files: list[Path], format: str, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str],
+        checks: Iterable[Callable[[], str]],
     ) -> None:
         self.path, self.files, self.format, self.metadata = path, files, format, dict(metadata)
-        self._tensors = dict(tensors)
+        self._tensors, self._checks = dict(tensors), tuple(checks)
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""
@@ -113,9 +118,20 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} has no tensor {name!r}", similar)
         return self._tensors[name]
 
+    def verify(self) -> None:
+        """Compare the checksum of each file with its bytes, where no wrong number may pass.
+
+        Raises:
+            CheckpointError: when they differ, or when a file has no checksum.
+        """
+        problems = [problem for check in self._checks if (problem := check())]
+        if problems:
+            raise CheckpointError(f"{self.path} cannot be trusted", problems,
+                                  "Fetch it again, or write it with save_pretrained.")
+
     def close(self) -> None:
         """Forget the files; arrays that were read stay valid."""
-        self._tensors = {}
+        self._tensors, self._checks = {}, ()
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.read(name)
@@ -179,19 +195,28 @@ def weight_names(variant: str | None = None) -> list[str]:
 def _open_file(path: Path, file: Path) -> Checkpoint:
     if file.suffix == ".json":
         return _open_shards(path, file)
-    tensors, metadata = _read_file(file)
-    return Checkpoint(path, [file], _format_of(file), tensors, metadata)
+    content = _read_file(file)
+    return Checkpoint(path, [file], _format_of(file), content.tensors, content.metadata, [content.check])
 
 
 def _format_of(file: Path) -> str:
     return "safetensors" if file.suffix == ".safetensors" else "pytorch_model.bin"
 
 
-def _read_file(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds, and what compares its checksum."""
+
+    tensors: dict[str, LazyTensor]
+    metadata: dict[str, str]
+    check: Callable[[], str]
+
+
+def _read_file(file: Path) -> _Content:
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.suffix in PICKLES:
-        return _read_pickle(file), {}
+        return _Content(_read_pickle(file), {}, lambda: f"{file.name}: has no checksum")
     kind = FOREIGN.get(file.suffix)
     raise CheckpointError(
         f"{file} is no file of weights that can be opened",
@@ -210,15 +235,18 @@ def _open_shards(path: Path, index: Path) -> Checkpoint:
         raise CheckpointError(f"{index} names files that cannot be used", [*outside, *missing], remedy)
     tensors: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
-    lost = []
+    lost, checks = [], []
     for name in names:
-        held, described = _read_file(index.parent / name)
+        content = _read_file(index.parent / name)
+        held = content.tensors
         lost += [f"missing in {name}: {tensor}" for tensor, place in places.items() if place == name and tensor not in held]
         tensors |= {tensor: value for tensor, value in held.items() if places.get(tensor, name) == name}
-        metadata |= described
+        metadata |= content.metadata
+        checks.append(content.check)
     if lost:
         raise CheckpointError(f"{index} names tensors that its files lack", lost, "Files of different checkpoints are mixed.")
-    return Checkpoint(path, [index.parent / name for name in names], _format_of(index.parent / names[0]), tensors, metadata)
+    files = [index.parent / name for name in names]
+    return Checkpoint(path, files, _format_of(files[0]), tensors, metadata, checks)
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -268,7 +296,7 @@ def _no_weights(path: Path, candidates: list[str]) -> CheckpointError:
     )
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+def _read_safetensors(file: Path) -> _Content:
     source = as_source(file)
     total = source.size
     start = source.read(0, min(512, total)).tobytes()
@@ -283,7 +311,16 @@ def _read_safetensors(file: Path) -> tuple[dict[str, LazyTensor], dict[str, str]
     if problems:
         raise CheckpointError(f"{file} is damaged or hostile: its header is wrong", problems, "Fetch it again.")
     begin = 8 + length
-    return {name: _stored_tensor(source, begin, entry) for name, entry in header.items()}, metadata
+    checksum = metadata.pop(CHECKSUM, None)
+    tensors = {name: _stored_tensor(source, begin, entry) for name, entry in header.items()}
+    return _Content(tensors, metadata, lambda: _wrong_checksum(file.name, source, begin, checksum))
+
+
+def _wrong_checksum(name: str, source: ByteSource, begin: int, expected: str | None) -> str:
+    if expected is None:
+        return f"{name}: has no checksum"
+    found = f"{crc32c(source.read(begin, source.size)):08x}"
+    return "" if found == expected else f"{name} is damaged: its checksum is {found}, expected {expected}"
 
 
 def _stored_tensor(source: ByteSource, start: int, entry: Mapping[str, Any]) -> LazyTensor:
@@ -364,6 +401,7 @@ def write_checkpoint(
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
     metadata: Mapping[str, str] | None = None,
+    checksum: bool = False,
     extra_files: Mapping[str, str | bytes] | None = None,
     show_progress: bool = False,
 ) -> list[Path]:
@@ -378,6 +416,7 @@ def write_checkpoint(
         dtype: "float32", "float16" or "bfloat16" for all floating tensors; None keeps each one's own.
         max_shard_size: largest file, in bytes or as "2GB"; more tensors go to further files, with an index.
         metadata: free text for the header, beside `{"format": "pt"}`.
+        checksum: whether each file carries one, for `Checkpoint.verify`.
         extra_files: further files of the same checkpoint, such as config.json, by name.
         show_progress: show a bar of bytes on a terminal.
 
@@ -418,7 +457,8 @@ def write_checkpoint(
                 files.write(name, content)
             for name, shard in zip(names, shards, strict=True):
                 with files.open(name) as file:
-                    write_safetensors(file, shard, described, bar.update if bar is not None else lambda count: None)
+                    write_safetensors(file, shard, described, bar.update if bar is not None else lambda count: None,
+                                      checksum=checksum)
             if len(shards) > 1:
                 files.write(INDEX, _index_of(names, shards, total))
             old = [name for name in held if SHARD.fullmatch(name) and name not in names]
@@ -491,7 +531,7 @@ def _index_of(names: list[str], shards: list[dict[str, LazyTensor]], total: int)
 
 def write_safetensors(
     file: BinaryIO, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str],
-    wrote: Callable[[int], Any] = lambda count: None,
+    wrote: Callable[[int], Any] = lambda count: None, *, checksum: bool = False,
 ) -> None:
     """Write the bytes that the safetensors library writes for the same tensors, without holding all of them.
 
@@ -500,31 +540,46 @@ def write_safetensors(
         tensors: the tensors by name.
         metadata: free text for the header; transformers wants `{"format": "pt"}`.
         wrote: is told of each tensor's bytes when they are written.
+        checksum: whether the header gets the CRC-32C of what follows it.
     """
     widest_first = list(STORED_AS)[::-1]
     order = sorted(tensors, key=lambda name: (widest_first.index(tensors[name].dtype), name))
-    header: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
+    places: dict[str, Any] = {}
     end = 0
     for name in order:
         tensor = tensors[name]
-        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [end, end + tensor.size]}
+        places[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [end, end + tensor.size]}
         end += tensor.size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    start = file.tell()
-    # Values go to their places in the order in which they lie in their source, which may be compressed.
-    for name in sorted(order, key=lambda name: tensors[name].position):
-        begin = start + header[name]["data_offsets"][0]
+    found = 0
+    start = file.write(_header(metadata, places, found if checksum else None))
+    # Values go to their places in the order in which they lie in their source, which may be compressed; a checksum wants
+    # them in the order of the file.
+    for name in order if checksum else sorted(order, key=lambda name: tensors[name].position):
+        begin = start + places[name]["data_offsets"][0]
         file.seek(begin)
-        _write_values(file, name, tensors[name])
+        found = _write_values(file, name, tensors[name], found if checksum else None)
         start_flushing(file, begin, tensors[name].size)
         wrote(tensors[name].size)
+    if checksum:
+        file.seek(0)
+        file.write(_header(metadata, places, found))
 
 
-def _write_values(file: BinaryIO, name: str, tensor: LazyTensor) -> None:
+def _header(metadata: Mapping[str, str], places: Mapping[str, Any], checksum: int | None) -> bytes:
+    """The first bytes of a safetensors file; of one length, whatever the checksum."""
+    described = dict(metadata) if checksum is None else {**metadata, CHECKSUM: f"{checksum:08x}"}
+    header = {"__metadata__": {key: described[key] for key in sorted(described)}, **places}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_values(file: BinaryIO, name: str, tensor: LazyTensor, before: int | None) -> int:
+    """Write a tensor; with the checksum of what lies before it, give the one that includes it."""
     # A function of its own, so that a tensor is gone before the next one is read.
     bits, dtype = stored(tensor())
     if (bits.shape, dtype) != (tensor.shape, tensor.dtype):
         raise CheckpointError(f"{name}: got {dtype} {list(bits.shape)}, expected {tensor.dtype} {list(tensor.shape)}")
-    file.write(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+    content = np.ascontiguousarray(bits).reshape(-1).view(np.uint8)
+    file.write(content.data)
+    return 0 if before is None else crc32c(content, before)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bertkit.core.errors import CheckpointError, ConfigError
 from bertkit.core.spec import Param, Variant
+from bertkit.core.tensors import NAME_OF
 
 OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 WRAPPERS = ("module.", "_orig_mod.")
@@ -37,6 +38,7 @@ class LoadPlan:
         unexpected: names in the file that the model does not take.
         mismatched: `(name, shape in the file, shape in the model)` of tensors that get initial values.
         conflicts: ties whose two copies in the file differ, with the largest difference.
+        unusable: what is wrong with tensors of a frozen model; nothing can take their place.
     """
 
     sources: dict[str, str] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class LoadPlan:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
 
     def as_info(self) -> dict[str, list]:
         """The dictionary that `output_loading_info=True` gives."""
@@ -82,7 +85,8 @@ def plan_loading(
     """Decide where every tensor of a model comes from.
 
     Tensors of a head (and the pooler) may be missing: they get initial values. A missing tensor of the encoder, or
-    any tensor of another shape, means that the file does not belong to the model.
+    any tensor of another shape, means that the file does not belong to the model. A frozen model's integers have no
+    initial values, and no other dtype than their own.
 
     Args:
         checkpoint: the opened file or directory.
@@ -92,7 +96,7 @@ def plan_loading(
         ignore_mismatched_sizes: give initial values to tensors of another shape instead of failing.
 
     Raises:
-        CheckpointError: listing all missing, unexpected and misshapen tensors and the likely cause.
+        CheckpointError: listing all missing, unexpected, misshapen and mistyped tensors and the likely cause.
     """
     found = _canonical_names(checkpoint.names(), params, variant)
     ties: dict[str | None, list[str]] = {}
@@ -104,12 +108,17 @@ def plan_loading(
             continue
         copies = [copy for copy in (name, *ties.get(name, ())) if copy in found]
         if not copies:
-            if param.kind != "stat":
+            if param.frozen_dtype is not None:
+                plan.unusable.append(f"missing: {name}")
+            elif param.kind != "stat":
                 plan.missing.append(name)
             continue
         source = found[copies[0]]
         shape = tuple(checkpoint.info(source).shape)
-        if shape != param.shape:
+        if param.frozen_dtype is not None:
+            plan.unusable += _unusable(param, shape, checkpoint.info(source).dtype)
+            plan.sources[name] = source
+        elif shape != param.shape:
             plan.mismatched.append((name, shape, param.shape))
         else:
             plan.sources[name] = source
@@ -173,6 +182,14 @@ def _canonical_names(names: Iterable[str], params: Mapping[str, Param], variant:
     return found
 
 
+def _unusable(param: Param, shape: tuple[int, ...], dtype: str) -> list[str]:
+    expected = NAME_OF[np.dtype(param.frozen_dtype)]
+    problems = [] if dtype == expected else [f"dtype of {param.name}: got {dtype}, expected {expected}"]
+    if shape != param.shape:
+        problems.append(f"shape of {param.name}: got {list(shape)}, expected {list(param.shape)}")
+    return problems
+
+
 def _conflicts(checkpoint: Tensors, name: str, sources: list[str]) -> list[str]:
     if len(sources) < 2:
         return []
@@ -196,15 +213,20 @@ def _raise_if_foreign(plan: LoadPlan, variant: Variant, config: Any, ignore_mism
     body = {param.name for param in variant.encoder(config)}
     lost = [name for name in plan.missing if name.removeprefix(f"{variant.prefix}.") in body]
     wrong = [] if ignore_mismatched_sizes else plan.mismatched
-    if not lost and not wrong:
+    if not lost and not wrong and not plan.unusable:
         return
-    problems = [f"missing: {name}" for name in lost]
+    problems = [*(f"missing: {name}" for name in lost), *plan.unusable]
     problems += [f"unexpected: {name}" for name in plan.unexpected]
     problems += [f"shape of {name}: got {list(got)}, expected {list(expected)}" for name, got, expected in wrong]
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"... and {len(problems) - MOST_PROBLEMS} more"]
     causes = [_cause_of_shape(name, got, expected, config) for name, got, expected in wrong]
-    if lost:
+    if plan.unusable:
+        causes.append("config.json describes a frozen model (integer_format), but the file holds another one, or a part of it; "
+                      "freeze() makes one, save_pretrained() writes it")
+    elif any(name.endswith((".multiplier", ".right_shift")) for name in plan.unexpected):
+        causes.append("the file holds a frozen model, but config.json does not say so (integer_format)")
+    elif lost:
         other = [v.name for v in VARIANTS.values() if v is not variant
                  and any(name.startswith(f"{v.prefix}.") for name in plan.unexpected)]
         if other:

@@ -23,6 +23,8 @@ from bertkit.core.atomic import write_files
 from bertkit.core.checkpoint import LazyTensor, RawTensor, open_checkpoint, parse_size, write_checkpoint
 from bertkit.core.errors import CheckpointError
 from bertkit.core.files import pickle_reader
+from bertkit.core.files.crc32c import crc32c
+from bertkit.core.tensors import NAME_OF
 
 RANDOM = np.random.default_rng(0)
 TENSORS = {
@@ -134,6 +136,45 @@ def test_tensors_are_written_one_at_a_time(tmp_path):
 
     write_checkpoint(tmp_path, {str(index): tensor(index) for index in range(5)})
     assert len(alive) == 5
+
+
+# -- checksums ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", ["5GB", 64], ids=["one file", "shards"])
+def test_checksums_find_every_damaged_byte(tmp_path, size):
+    """Also where tensors lie elsewhere in their source; other programs read the file as ever."""
+    tensors = {name: LazyTensor(array.shape, NAME_OF[array.dtype], lambda array=array: array, position)
+               for position, (name, array) in enumerate(reversed(TENSORS.items()))}
+    files = write_checkpoint(tmp_path, tensors, max_shard_size=size, checksum=True)
+    check_content(tmp_path, TENSORS)
+    checkpoint = open_checkpoint(tmp_path)
+    checkpoint.verify()
+    assert checkpoint.metadata == {"format": "pt"}
+    for file in files:
+        with safe_open(file, "np") as theirs:
+            metadata = theirs.metadata()
+            assert set(metadata) == {"format", "crc32c"} and set(theirs.keys()) <= set(TENSORS)
+        content = file.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        assert int(metadata["crc32c"], 16) == crc32c(content[start:])
+        for place in (start, len(content) - 1):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+            with pytest.raises(CheckpointError, match=rf"{file.name} is damaged: its checksum is .*, expected"):
+                open_checkpoint(tmp_path).verify()
+        file.write_bytes(content)
+
+
+def test_files_without_a_checksum_are_not_verified(tmp_path):
+    write_checkpoint(tmp_path, TENSORS)
+    with pytest.raises(CheckpointError, match=r"(?s)cannot be trusted.*model\.safetensors: has no checksum.*save_pretrained"):
+        open_checkpoint(tmp_path).verify()
+
+
+def test_checksums_change_no_other_byte(tmp_path):
+    (plain,) = write_checkpoint(tmp_path / "a", TENSORS)
+    (summed,) = write_checkpoint(tmp_path / "b", TENSORS, checksum=True)
+    (given,) = write_checkpoint(tmp_path / "c", TENSORS, checksum=True, metadata={"crc32c": "ffffffff"})
+    size = sum(tensor.nbytes for tensor in TENSORS.values())
+    assert plain.read_bytes()[-size:] == summed.read_bytes()[-size:] and summed.read_bytes() == given.read_bytes()
 
 
 def test_variant(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from bertkit.core.errors import CheckpointError
 from bertkit.core.loading import LoadPlan, plan_loading, warn_about
+from bertkit.core.tensors import NAME_OF
 from bertkit.core.variants import VARIANTS
 
 SIZES: dict[str, Any] = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -31,7 +32,7 @@ class Fake:
         return self.tensors.keys()
 
     def info(self, name):
-        return SimpleNamespace(shape=self.tensors[name].shape)
+        return SimpleNamespace(shape=self.tensors[name].shape, dtype=NAME_OF[self.tensors[name].dtype])
 
     def read(self, name):
         self.reads.append(name)
@@ -276,3 +277,44 @@ def test_one_warning_names_everything():
 
 def test_no_warning_where_nothing_is_to_say():
     warn_about(LoadPlan(sources={"a": "a"}), "YosoModel", "here")
+
+
+# -- frozen models --------------------------------------------------------------------------------------------------
+def frozen(task: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What saving a frozen class writes, and what its configuration says."""
+    changes = {"quant_mode": True, "integer_format": 1}
+    params = VARIANTS["ibert"].params(task, config_of("ibert", **changes))
+    return {name: np.zeros(param.shape, param.frozen_dtype or np.float32)
+            for name, param in params.items() if param.stored}, changes
+
+
+def test_frozen_tensors_are_read_as_they_are():
+    tensors, changes = frozen("ForMaskedLM")
+    assert set(plan("ibert", "ForMaskedLM", tensors, **changes).sources) == set(tensors)
+
+
+def test_integers_cannot_be_initialised_converted_or_cut():
+    tensors, changes = frozen("ForMaskedLM")
+    words, shift, decoder = (f"ibert.embeddings.{WORDS}_integer".replace("embeddings.embeddings", "embeddings"),
+                             "ibert.embeddings.LayerNorm.shift", "lm_head.decoder.weight_integer")
+    tensors[words] = tensors[words].astype(np.float32)
+    tensors[shift] = tensors[shift].repeat(2)
+    del tensors[decoder]
+    with pytest.raises(CheckpointError) as caught:
+        plan("ibert", "ForMaskedLM", tensors, ignore=True, **changes)
+    assert set(caught.value.problems) == {f"missing: {decoder}", f"dtype of {words}: got F32, expected I8",
+                                          f"shape of {shift}: got [2], expected [1]"}
+
+
+def test_a_new_head_on_frozen_integers():
+    tensors, changes = frozen("Model")
+    found = plan("ibert", "ForTokenClassification", tensors, **changes)
+    assert found.missing == ["classifier.weight", "classifier.bias"]
+
+
+def test_floats_and_integers_are_told_apart():
+    tensors, changes = frozen("Model")
+    with pytest.raises(CheckpointError, match=r"holds a frozen model, but config\.json does not say so"):
+        plan("ibert", "Model", tensors)
+    with pytest.raises(CheckpointError, match="describes a frozen model"):
+        plan("ibert", "Model", saved("ibert", "Model"), **changes)
