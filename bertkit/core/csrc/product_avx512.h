@@ -40,17 +40,15 @@ struct Product {
                 panel[kStartBytes + k / 4 * kStepBytes + column * 4 + k % 4] = char(source[column * stride + k] ^ flip);
             }
         }
-        __m512i sums[kVectors] = {};
-        for (int64_t step = 0; step < steps(depth); ++step) {
-            for (int i = 0; i < kVectors; ++i) {
-                sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_set1_epi8(1), load_step(panel, step, i));
-            }
-        }
         alignas(64) int32_t starts[kColumns] = {};
         if (start != nullptr) std::memcpy(starts, start, std::size_t(columns) * sizeof *start);
-        for (int i = 0; i < kVectors; ++i) {
-            const __m512i less = _mm512_slli_epi32(sums[i], 7);
-            _mm512_storeu_si512(panel + i * 64, _mm512_sub_epi32(_mm512_load_si512(starts + i * 16), less));
+        for (int half = 0; half < kColumns; half += 16) {
+            __m512i sum = _mm512_setzero_si512();
+            for (int64_t step = 0; step < steps(depth); ++step) {
+                const char* weights = panel + kStartBytes + step * kStepBytes + half * 4;
+                sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(char(kFlip)), _mm512_loadu_si512(weights));
+            }
+            _mm512_storeu_si512(panel + half * 4, _mm512_sub_epi32(_mm512_load_si512(starts + half), sum));
         }
     }
 
@@ -77,44 +75,48 @@ struct Product {
 
 private:
     // 14 rows of two vectors leave room for what they are made of in 32 registers.
-    static constexpr int kVectors = kColumns / 16, kBlockRows = 14;
+    static constexpr int kBlockRows = 14;
     static constexpr int64_t kStartBytes = kColumns * 4, kStepBytes = kColumns * 4;
 
     using Block = void (*)(const int8_t*, int64_t, const char*, int64_t, int32_t*, int64_t, Ahead);
 
-    // The sums of a few rows, kept in registers from the first to the last step.
+    // The sums of a few rows, which stay in registers from the first to the last step: everything has to be unrolled for that.
     template <int kCount>
     static void block(const int8_t* a, int64_t stride, const char* panel, int64_t steps, int32_t* out, int64_t out_stride,
                       Ahead ahead) {
-        __m512i sums[kCount][kVectors];
+        __m512i left[kCount], right[kCount];
+#pragma GCC unroll 14
         for (int row = 0; row < kCount; ++row) {
-            for (int i = 0; i < kVectors; ++i) sums[row][i] = _mm512_loadu_si512(panel + i * 64);
+            left[row] = _mm512_loadu_si512(panel);
+            right[row] = _mm512_loadu_si512(panel + 64);
         }
         // x86 addresses three rows from one register with the stride in a second one.
         const int8_t* threes[(kCount + 2) / 3];
+#pragma GCC unroll 5
         for (int i = 0; i < (kCount + 2) / 3; ++i) threes[i] = a + 3 * i * stride;
         const int64_t ahead_step = steps > 0 ? ahead.size / steps : 0;
-        for (int64_t step = 0; step < steps; ++step, ahead.bytes += ahead_step) {
+        for (int64_t step = 0; step < steps; ++step) {
             _mm_prefetch(ahead.bytes, _MM_HINT_T1);
-            const __m512i weights[kVectors] = {load_step(panel, step, 0), load_step(panel, step, 1)};
+            ahead.bytes += ahead_step;
+            panel += kStepBytes;
+            const __m512i left_weights = _mm512_loadu_si512(panel), right_weights = _mm512_loadu_si512(panel + 64);
 #pragma GCC unroll 14
             for (int row = 0; row < kCount; ++row) {
                 int32_t bytes;
                 std::memcpy(&bytes, threes[row / 3] + row % 3 * stride + step * 4, sizeof bytes);
-                for (int i = 0; i < kVectors; ++i) {
-                    sums[row][i] = _mm512_dpbusd_epi32(sums[row][i], _mm512_set1_epi32(bytes), weights[i]);
-                }
+                const __m512i factors = _mm512_set1_epi32(bytes);
+                left[row] = _mm512_dpbusd_epi32(left[row], factors, left_weights);
+                right[row] = _mm512_dpbusd_epi32(right[row], factors, right_weights);
             }
         }
+#pragma GCC unroll 14
         for (int row = 0; row < kCount; ++row) {
-            for (int i = 0; i < kVectors; ++i) _mm512_storeu_si512(out + row * out_stride + i * 16, sums[row][i]);
+            _mm512_storeu_si512(out + row * out_stride, left[row]);
+            _mm512_storeu_si512(out + row * out_stride + 16, right[row]);
         }
     }
 
     static int64_t steps(int64_t depth) { return (depth + 3) / 4; }
-    static __m512i load_step(const char* panel, int64_t step, int i) {
-        return _mm512_loadu_si512(panel + kStartBytes + step * kStepBytes + i * 64);
-    }
 };
 
 }  // namespace
