@@ -28,11 +28,16 @@ def _operations() -> Any:
         raise BackendError("TensorFlow cannot load bertkit's operations", [str(error)], native.INSTALL) from error
 
 
+@tf.autograph.experimental.do_not_convert
 def level() -> str:
-    """The level that calls use now, see `bertkit.core.native.level`; a `tf.function` keeps the one it was traced with."""
-    return native.level()
+    """The level that calls use now, see `bertkit.core.native.level`; a `tf.function` keeps the one it was traced with.
+
+    What is being traced for XLA is portable.
+    """
+    return native.PORTABLE if _under_xla() else native.level()
 
 
+@tf.autograph.experimental.do_not_convert
 def ibert_encode(
     packed: Tensor, words: Tensor, types: Tensor, positions: Tensor, word_ids_BL: Tensor, type_ids_BL: Tensor,
     position_ids_BL: Tensor, mask_BL: Tensor | None = None, states: int = 1,
@@ -62,3 +67,15 @@ def ibert_encode(
         mask=mask_BL, states=states, threads=threads)
     hidden.set_shape([states, None, None, None])
     return hidden
+
+
+def _under_xla() -> bool:
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if context.IsXLAContext():
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
