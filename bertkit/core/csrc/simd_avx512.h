@@ -20,13 +20,14 @@ inline Vector broadcast(int32_t x) { return _mm512_set1_epi32(x); }
 inline Wide broadcast_wide(int64_t x) { return {_mm512_set1_epi64(x), _mm512_set1_epi64(x)}; }
 
 // -- memory ---------------------------------------------------------------------------------------------------------
-inline __mmask16 mask_of_first(int count) { return __mmask16((1u << count) - 1); }
+inline __mmask16 mask_of_first(int count) { return __mmask16((1u << count) - 1); }  // 1 ... 16
 
 inline Vector load(const int32_t* from) { return _mm512_loadu_si512(from); }
-inline Vector load_bytes(const int8_t* from) {
-    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+inline Vector load_bytes(const int8_t* from, uint8_t flip) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm512_cvtepi8_epi32(_mm_xor_si128(bytes, _mm_set1_epi8(char(flip))));
 }
-inline Vector load_bytes(const int8_t* from, int count) {
+inline Vector load_first_bytes(const int8_t* from, int count) {
     return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask_of_first(count), from));
 }
 inline Wide load_wide(const int64_t* from) {
@@ -38,6 +39,10 @@ inline void store(int32_t* to, Vector x) { _mm512_storeu_si512(to, x); }
 inline void store_bytes(int8_t* to, Vector x, uint8_t flip) {
     const __m128i bytes = _mm_xor_si128(_mm512_cvtsepi32_epi8(x), _mm_set1_epi8(char(flip)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+}
+inline void store_first_bytes(int8_t* to, Vector x, uint8_t flip, int count) {
+    const __m128i bytes = _mm_xor_si128(_mm512_cvtsepi32_epi8(x), _mm_set1_epi8(char(flip)));
+    _mm_mask_storeu_epi8(to, mask_of_first(count), bytes);
 }
 inline void store_unsigned_bytes(uint8_t* to, Vector x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(x));
@@ -51,6 +56,10 @@ inline Vector multiply(Vector x, Vector y) { return _mm512_mullo_epi32(x, y); }
 inline Vector minimum(Vector x, Vector y) { return _mm512_min_epi32(x, y); }
 inline Vector maximum(Vector x, Vector y) { return _mm512_max_epi32(x, y); }
 inline Vector absolute(Vector x) { return _mm512_abs_epi32(x); }
+template <int kCount>
+inline Vector shift_left(Vector x) {
+    return _mm512_slli_epi32(x, kCount);
+}
 inline Vector shift_right(Vector x, int count) { return _mm512_sra_epi32(x, _mm_cvtsi32_si128(count)); }
 inline int32_t largest(Vector x) { return _mm512_reduce_max_epi32(x); }
 
@@ -59,6 +68,7 @@ inline Wide spread(Vector x) { return {x, _mm512_srli_epi64(x, 32)}; }
 inline Wide widen(Vector x) {
     return {_mm512_srai_epi64(_mm512_slli_epi64(x, 32), 32), _mm512_srai_epi64(x, 32)};
 }
+inline Wide widen_counts(Vector x) { return {_mm512_maskz_mov_epi32(0x5555, x), _mm512_srli_epi64(x, 32)}; }
 inline Vector narrow(Wide x) { return _mm512_mask_shuffle_epi32(x.even, 0xaaaa, x.odd, _MM_PERM_CCAA); }
 inline Wide product(Wide x, Wide y) { return {_mm512_mul_epi32(x.even, y.even), _mm512_mul_epi32(x.odd, y.odd)}; }
 inline Vector multiply_high(Vector x, Wide y) {

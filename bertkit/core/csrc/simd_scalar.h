@@ -29,9 +29,10 @@ inline Vector load(const int32_t* from) {
     std::memcpy(&x.lane, from, sizeof x.lane);
     return x;
 }
-inline Vector load_bytes(const int8_t* from) { return {*from}; }
-/// As many bytes as `count`, 0 in the other lanes.
-inline Vector load_bytes(const int8_t* from, int count) { return {count > 0 ? *from : 0}; }
+/// Signed bytes, XOR flip.
+inline Vector load_bytes(const int8_t* from, uint8_t flip) { return {int8_t(*from ^ flip)}; }
+/// As many bytes as `count`, 1 ... kLanes, and 0 in the other lanes; no others are read.
+inline Vector load_first_bytes(const int8_t* from, int) { return {*from}; }
 inline Wide load_wide(const int64_t* from) {
     Wide x;
     std::memcpy(&x.lane, from, sizeof x.lane);
@@ -43,12 +44,14 @@ inline void store_bytes(int8_t* to, Vector x, uint8_t flip) {
     const int32_t byte = x.lane < -128 ? -128 : x.lane > 127 ? 127 : x.lane;
     *to = int8_t(byte ^ flip);
 }
+/// The same for the first `count` lanes, 1 ... kLanes, and nothing else is written.
+inline void store_first_bytes(int8_t* to, Vector x, uint8_t flip, int) { store_bytes(to, x, flip); }
 /// Lanes that are not negative, saturated to 255.
 inline void store_unsigned_bytes(uint8_t* to, Vector x) { *to = uint8_t(x.lane > 255 ? 255 : x.lane); }
 
 // -- lanes of 32 bits -----------------------------------------------------------------------------------------------
-/// 0 in all lanes but the first `count`.
-inline Vector first_lanes(Vector x, int count) { return {count > 0 ? x.lane : 0}; }
+/// 0 in all lanes but the first `count`, 1 ... kLanes.
+inline Vector first_lanes(Vector x, int) { return x; }
 inline Vector add(Vector x, Vector y) { return {int32_t(uint32_t(x.lane) + uint32_t(y.lane))}; }
 inline Vector subtract(Vector x, Vector y) { return {int32_t(uint32_t(x.lane) - uint32_t(y.lane))}; }
 /// The low 32 bits of the products.
@@ -56,6 +59,10 @@ inline Vector multiply(Vector x, Vector y) { return {int32_t(uint32_t(x.lane) * 
 inline Vector minimum(Vector x, Vector y) { return x.lane < y.lane ? x : y; }
 inline Vector maximum(Vector x, Vector y) { return x.lane < y.lane ? y : x; }
 inline Vector absolute(Vector x) { return {x.lane < 0 ? int32_t(0u - uint32_t(x.lane)) : x.lane}; }
+template <int kCount>
+inline Vector shift_left(Vector x) {
+    return {int32_t(uint32_t(x.lane) << kCount)};
+}
 /// Arithmetic, like every shift to the right.
 inline Vector shift_right(Vector x, int count) { return {x.lane >> count}; }
 inline int32_t largest(Vector x) { return x.lane; }
@@ -65,6 +72,8 @@ inline int32_t largest(Vector x) { return x.lane; }
 inline Wide spread(Vector x) { return {x.lane}; }
 /// The same numbers in 64 bits.
 inline Wide widen(Vector x) { return {x.lane}; }
+/// The same for numbers that are not negative: counts of shifts.
+inline Wide widen_counts(Vector x) { return {x.lane}; }
 /// The low halves.
 inline Vector narrow(Wide x) { return {int32_t(x.lane)}; }
 /// Products of the low halves, with their signs.
