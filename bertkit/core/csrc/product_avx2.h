@@ -95,7 +95,7 @@ private:
         }
     }
 
-    // out += wide * weights. The sums stay in registers from the first to the last step: everything has to be unrolled for that.
+    // out += wide * weights. The sums stay in registers from the first to the last step, so everything has to be unrolled.
     template <int kCount>
     static void add_products(const int16_t (&wide)[kCount][kWideDepth], const char* weights, int64_t steps, int32_t* out,
                              int64_t out_stride) {
@@ -106,7 +106,8 @@ private:
             right[row] = load(out + row * out_stride + 8);
         }
         for (int64_t step = 0; step < steps; ++step, weights += kStepBytes) {
-            const __m256i left_weights = widened<Bytes::kSigned>(weights), right_weights = widened<Bytes::kSigned>(weights + 16);
+            const __m256i left_weights = widened<Bytes::kSigned>(weights);
+            const __m256i right_weights = widened<Bytes::kSigned>(weights + 16);
 #pragma GCC unroll 6
             for (int row = 0; row < kCount; ++row) {
                 int32_t pair;

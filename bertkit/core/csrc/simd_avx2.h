@@ -129,7 +129,8 @@ inline Wide shift_right(Wide x) {
 inline __m256i negated_64(__m256i x, __m256i flip) { return _mm256_sub_epi64(_mm256_xor_si256(x, flip), flip); }
 inline Wide negated_where_negative(Wide x, Vector sign) {
     const __m256i flip = _mm256_srai_epi32(sign, 31);
-    return {negated_64(x.even, _mm256_shuffle_epi32(flip, kEvenTwice)), negated_64(x.odd, _mm256_shuffle_epi32(flip, kOddTwice))};
+    return {negated_64(x.even, _mm256_shuffle_epi32(flip, kEvenTwice)),
+            negated_64(x.odd, _mm256_shuffle_epi32(flip, kOddTwice))};
 }
 inline int64_t total(Wide x) {
     const __m256i sum = _mm256_add_epi64(x.even, x.odd);
