@@ -1,38 +1,23 @@
-"""The wheel holds both packages, typed, for every Python, and nothing else."""
+"""The wheel of pure Python holds both packages, typed, for every Python, and nothing else; test_native.py has the other one."""
 
 from __future__ import annotations
 
 import email
-import subprocess
-import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import bertkit
 from tests.packaging.stubs import PACKAGES, ROOT
+from tests.packaging.wheels import NO_COMPILER, build_wheel, names, needs_pip
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(None in (find_spec("scikit_build_core"), find_spec("pip")), reason="needs pip and scikit-build-core"),
-]
+pytestmark = [pytest.mark.slow, needs_pip]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
-               "--wheel-dir", str(directory), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (built,) = directory.iterdir()
-    return built
-
-
-def names(wheel: Path) -> list[str]:
-    return [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
+    return build_wheel(tmp_path_factory.mktemp("wheel"), **NO_COMPILER)
 
 
 def described(wheel: Path, file: str) -> str:
