@@ -9,12 +9,24 @@
 
 namespace bertkit {
 
-/// The encoder for one instruction set.
+/// What packed weights begin with; the dimensions follow, and from the next multiple of 64 bytes on what a level has packed.
+struct IBertHeader {
+    int64_t magic, abi, level, size;
+};
+
+/// The dimensions of an encoder; behind them the number of heads of each layer.
+struct IBertDims {
+    int64_t layers, width, head_size, inner;
+};
+
+/// The encoder for one instruction set. Dimensions and packed weights may be unaligned.
 struct IBertLevel {
-    /// As bk_ibert_pack, behind its checks.
-    int64_t (*pack)(const int64_t* dims, const void* const* tensors, void* packed, int64_t size);
+    /// Bytes of packed weights.
+    int64_t (*size)(const void* dims);
+    /// Pack the frozen tensors; an error code where one holds what freezing would have refused.
+    int (*pack)(const void* dims, const void* const* tensors, void* weights);
     /// As bk_ibert_encode, behind its checks.
-    int (*encode)(const bk_ibert_call& call);
+    int (*encode)(const bk_ibert_call& call, const void* dims, const void* weights);
 };
 
 extern const IBertLevel ibert_scalar;

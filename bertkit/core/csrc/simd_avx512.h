@@ -1,7 +1,11 @@
 // Sixteen integers at a time, with AVX-512. What the functions mean is written in simd_scalar.h.
 #pragma once
 
+// GCC 12 warns of its own headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include <cstdint>
 
