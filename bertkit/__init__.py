@@ -27,7 +27,9 @@ _HOMES = {
     "core.auto": "AutoConfig",
     "core.tokenization": "AutoTokenizer BatchEncoding BertTokenizer BertTokenizerFast MobileBertTokenizer "
                          "MobileBertTokenizerFast PreTrainedTokenizerFast RobertaTokenizer RobertaTokenizerFast",
+    "core.freezing": "FreezeError",
     "modeling": "PreTrainedModel",
+    "integer": "freeze",
     "outputs": "ModelOutput BaseModelOutputWithCrossAttentions BaseModelOutputWithPooling "
                "BaseModelOutputWithPoolingAndCrossAttentions CausalLMOutputWithCrossAttentions MaskedLMOutput "
                "MegatronBertForPreTrainingOutput MobileBertForPreTrainingOutput MultipleChoiceModelOutput "

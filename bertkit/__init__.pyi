@@ -16,6 +16,7 @@ from bertkit.core.errors import CheckpointError as CheckpointError
 from bertkit.core.errors import ConfigError as ConfigError
 from bertkit.core.errors import InputError as InputError
 from bertkit.core.errors import TokenizerError as TokenizerError
+from bertkit.core.freezing import FreezeError as FreezeError
 from bertkit.core.hub import HubError as HubError
 from bertkit.core.ibert import IBertConfig as IBertConfig
 from bertkit.core.megatron_bert import MegatronBertConfig as MegatronBertConfig
@@ -34,6 +35,7 @@ from bertkit.core.tokenization import PreTrainedTokenizerFast as PreTrainedToken
 from bertkit.core.tokenization import RobertaTokenizer as RobertaTokenizer
 from bertkit.core.tokenization import RobertaTokenizerFast as RobertaTokenizerFast
 from bertkit.core.yoso import YosoConfig as YosoConfig
+from bertkit.integer import freeze as freeze
 from bertkit.kernels.lsh import fast_hash as fast_hash
 from bertkit.kernels.lsh import lsh_cumulation as lsh_cumulation
 from bertkit.modeling import PreTrainedModel as PreTrainedModel
@@ -105,6 +107,7 @@ __all__ = [
     "CausalLMOutputWithCrossAttentions",
     "CheckpointError",
     "ConfigError",
+    "FreezeError",
     "HubError",
     "IBertConfig",
     "IBertForMaskedLM",
@@ -159,6 +162,7 @@ __all__ = [
     "YosoForTokenClassification",
     "YosoModel",
     "fast_hash",
+    "freeze",
     "kernels_status",
     "lsh_cumulation",
     "use_kernels",

@@ -112,8 +112,13 @@ class RobertaLanguageModelHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = activation(config.hidden_act)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = self.make_decoder(config)
         self.bias = self.decoder.bias
+
+    @staticmethod
+    def make_decoder(config: Any) -> nn.Module:
+        """The linear layer onto the vocabulary."""
+        return nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.decoder(self.layer_norm(self.act(self.dense(hidden))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, check_overrides, check_saved, plan_loading, warn_about
 from bertkit.core.outputs import OutputChoices
 from bertkit.core.spec import Param, Variant
-from bertkit.core.surgery import common_part, plan_pruning, resized_vocabulary
+from bertkit.core.surgery import check_changeable, common_part, plan_pruning, resized_vocabulary
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -184,11 +185,15 @@ class PreTrainedModel(nn.Module):
         params = model.params()
         plan = plan_loading(checkpoint, params, cls.variant, config, ignore_mismatched_sizes=ignore_mismatched_sizes)
         model._initialise((p for n, p in params.items() if n not in plan.sources), torch.device(device), dtype)
+        if any(param.frozen_dtype for param in params.values()):
+            checkpoint.verify()
         for name, source in plan.sources.items():
-            value = state.from_numpy(checkpoint.read(source), device=device, dtype=dtype)
+            array = checkpoint.read(source)
+            frozen = params[name].frozen_dtype is not None  # these stay where they are mapped
+            value = torch.from_numpy(array).to(device) if frozen else state.from_numpy(array, device=device, dtype=dtype)
             state.set_tensor(model, name, value)
         model.tie_weights()
-        return model.to(device), plan
+        return model.to(device, dtype), plan
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, max_shard_size: int | str = "5GB") -> None:
         """Write config.json and the weights as safetensors, in one step: a failure leaves what was there.
@@ -206,7 +211,8 @@ class PreTrainedModel(nn.Module):
         params = self.params()
         check_saved(type(self).__name__, params, self.state_dict())
         tensors = state.lazy_tensors(self, params)
-        write_checkpoint(save_directory, tensors, max_shard_size=max_shard_size,
+        frozen = any(param.frozen_dtype for param in params.values())
+        write_checkpoint(save_directory, tensors, max_shard_size=max_shard_size, checksum=frozen,
                          extra_files={CONFIG_NAME: config.to_json_string()})
 
     # -- embeddings -----------------------------------------------------------------------------------------
@@ -216,6 +222,7 @@ class PreTrainedModel(nn.Module):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings; a tied decoder follows."""
+        check_changeable(self.config)
         self.base_model.embeddings.word_embeddings = value
         self.tie_weights()
 
@@ -229,6 +236,7 @@ class PreTrainedModel(nn.Module):
         head = self._language_model_head()
         if head is None:
             raise BertkitError(f"{type(self).__name__} has no output embeddings")
+        check_changeable(self.config)
         if getattr(new_embeddings, "bias", None) is None:
             raise BertkitError("the output embeddings need a bias", remedy="Give an nn.Linear with bias=True.")
         head.decoder = new_embeddings
@@ -318,20 +326,22 @@ class PreTrainedModel(nn.Module):
         return self.base_model.encoder.checkpointing is not None
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of parameters, each shared one counted once."""
-        left_out = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
-        return sum(p.numel() for p in self.parameters()
+        """Number of parameters, each shared one counted once; the integers of a frozen model are such that nobody trains."""
+        tables = [m for m in self.modules() if hasattr(m, "num_embeddings")] if exclude_embeddings else []
+        left_out = {id(tensor) for table in tables for tensor in (*table.parameters(), *table.buffers())}
+        integers = [] if only_trainable else [b for b in self.buffers() if not b.is_floating_point()]
+        return sum(p.numel() for p in (*self.parameters(), *integers)
                    if (p.requires_grad or not only_trainable) and id(p) not in left_out)
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
-        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+        return next(t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
 
 class EncoderModel(OutputChoices, PreTrainedModel):
@@ -348,7 +358,7 @@ class EncoderModel(OutputChoices, PreTrainedModel):
     @property
     def embedding_width(self) -> int:
         """Width of `inputs_embeds`."""
-        return self.embeddings.word_embeddings.weight.shape[1]
+        return _table(self.embeddings.word_embeddings).shape[1]
 
     @property
     def max_tokens(self) -> int:
@@ -381,9 +391,15 @@ class EncoderModel(OutputChoices, PreTrainedModel):
 
     def _tables(self) -> dict[str, int]:
         tables = self.embeddings
-        return {"input_ids": tables.word_embeddings.weight.shape[0],
-                "token_type_ids": tables.token_type_embeddings.weight.shape[0],
-                "position_ids": tables.position_embeddings.weight.shape[0]}
+        return {"input_ids": _table(tables.word_embeddings).shape[0],
+                "token_type_ids": _table(tables.token_type_embeddings).shape[0],
+                "position_ids": _table(tables.position_embeddings).shape[0]}
+
+
+def _table(embeddings: nn.Module) -> Tensor:
+    """The table of embeddings, in floating point or frozen."""
+    frozen = getattr(embeddings, "weight_integer", None)
+    return embeddings.weight if frozen is None else frozen
 
 
 class LayerStack(nn.Module):

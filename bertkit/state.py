@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bertkit.core.checkpoint import LazyTensor, RawTensor
 from bertkit.core.spec import Param
 
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
+               torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
 
 
 def get_tensor(model: nn.Module, name: str) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bertkit.core.errors import ConfigError
 from bertkit.core.spec import Param
 
 PADDED = ("word_embeddings.weight",)
-STATISTICS = {"x_min": -1e-5, "x_max": 1e-5, "act_scaling_factor": 0.0, "shift": 0.0}
+STATISTICS = {"x_min": -1e-5, "x_max": 1e-5, "act_scaling_factor": 0.0, "shift": 0.0, "channel_scale": 1.0}
 """Where I-BERT's statistics start: a range that is as good as empty."""
 
 
@@ -24,7 +25,13 @@ def initial_value(param: Param, config: Any, random: np.random.Generator) -> np.
         param: which tensor.
         config: the model's configuration.
         random: source of randomness.
+
+    Raises:
+        ConfigError: for a tensor of a frozen model.
     """
+    if param.frozen_dtype is not None:
+        raise ConfigError("a frozen model has no initial values", [f"{param.name} holds {param.frozen_dtype}"],
+                          "freeze() makes one of a calibrated model; from_pretrained() loads it.")
     if param.kind == "stat":
         return np.full(param.shape, STATISTICS[param.name.rsplit(".", 1)[1]], np.float32)
     if param.kind == "norm_scale":

@@ -8,6 +8,16 @@ from typing import Any
 from bertkit.core.errors import ConfigError
 
 
+def check_changeable(config: Any) -> None:
+    """Refuse to change a frozen model, whose integers belong together.
+
+    Raises:
+        ConfigError: where `config` is a frozen model's.
+    """
+    if getattr(config, "integer_format", None) is not None:
+        raise ConfigError("a frozen model cannot be changed", remedy="Change the one that it was made of, and freeze() that.")
+
+
 def resized_vocabulary(config: Any, new_num_tokens: int | None, pad_to_multiple_of: int | None) -> int:
     """The number of words after resizing.
 
@@ -17,8 +27,9 @@ def resized_vocabulary(config: Any, new_num_tokens: int | None, pad_to_multiple_
         pad_to_multiple_of: round up to a multiple of this.
 
     Raises:
-        ConfigError: for a number that leaves no words, or not the padding token.
+        ConfigError: for a number that leaves no words, or not the padding token, or for a frozen model.
     """
+    check_changeable(config)
     rows = config.vocab_size if new_num_tokens is None else new_num_tokens
     lowest = 1 + max(0, config.pad_token_id or 0)
     if rows < lowest:
@@ -45,8 +56,9 @@ def plan_pruning(
         that stay among those that it has now.
 
     Raises:
-        ConfigError: for layers or heads that do not exist, or a layer that would have none left.
+        ConfigError: for layers or heads that do not exist, or a layer that would have none left, or for a frozen model.
     """
+    check_changeable(config)
     wanted = {layer: sorted({*heads, *config.pruned_heads.get(layer, ())}) for layer, heads in heads_to_prune.items()}
     pruned = {**config.pruned_heads, **wanted}
     type(config).from_dict({**config.to_dict(), "pruned_heads": pruned})

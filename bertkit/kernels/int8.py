@@ -120,7 +120,7 @@ def softmax(scores: Tensor, keep: Tensor | None, constants: Tensor, multiplier: 
     exps = exponentials(below if keep is None else torch.where(keep, below, 0), constants, multiplier, right_shift)
     exps = exps if keep is None else torch.where(keep, exps, 0)
     factor = (2**32 // exps.sum(-1, keepdim=True).clamp(min=1)).clamp(max=2**32 - 1)
-    return (exps * factor >> 24).clamp(max=LARGEST_PROBABILITY)
+    return (exps * factor + 2**23 >> 24).clamp(max=LARGEST_PROBABILITY)
 
 
 def layer_norm(x: Tensor, shift: Tensor, multiplier: Tensor, right_shift: Tensor, offset: Tensor) -> Tensor:
@@ -179,7 +179,14 @@ def matrix_product(x: Tensor, y: Tensor) -> Tensor:
         x = F.pad(x, (0, -inner % 8, 0, max(17 - rows, 0)))
         y = F.pad(y, (0, -columns % 8, 0, -inner % 8))
         return torch._int_mm(x, y)[:rows, :columns]
-    return torch._int_mm(x, y) if x.device.type == "cpu" and is_exact_on_cpu() else x.int() @ y.int()
+    if x.device.type == "cpu" and is_exact_on_cpu():
+        return torch._int_mm(plain(x), plain(y))
+    return x.int() @ y.int()
+
+
+def plain(x: Tensor) -> Tensor:
+    """A matrix with ordinary strides where one axis has a single element: `_int_mm` misreads others."""
+    return x if min(x.shape) > 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def batched_product(x: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
+from bertkit.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference
 from bertkit.layers import Pooler, additive_mask, attend, keep_rows, merge_heads, split_heads
 from bertkit.modeling import EncoderModel, LayerStack, head_masks
 from bertkit.outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -216,12 +217,15 @@ class IBertEncoder(LayerStack):
         return super().run(layer if self.checkpointing is None else learning_once(layer), *inputs, **options)
 
 
-class IBertModel(EncoderModel, variant=IBERT):
-    """I-BERT without a head: in float, or simulating its integer arithmetic where `config.quant_mode` is set.
+class IBertModel(IntegerInference, EncoderModel, variant=IBERT):
+    """I-BERT without a head: in float, simulating its integer arithmetic where `config.quant_mode` is set, or in integers.
 
     Training mode gathers the range of every activation, in float as well. The usual way is to fine-tune in float,
     to load the result with `quant_mode=True`, and to go on training with a small learning rate. Float mode gives
     each fully masked row of attention equal probabilities; quantised, they are rounded down to 1/256.
+
+    `bertkit.freeze` makes the model that computes in integers, and `config.integer_format` says that it is one. Its
+    encoder is not trained any more. Probabilities of fully masked rows, and hidden states of padding, are 0 there.
 
     Args:
         config: the configuration.
@@ -242,8 +246,8 @@ class IBertModel(EncoderModel, variant=IBERT):
     """
 
     def assemble(self, config: IBertConfig, add_pooling_layer: bool) -> None:
-        self.embeddings = IBertEmbeddings(config)
-        self.encoder = IBertEncoder(config)
+        self.embeddings = IBertEmbeddings(config) if config.integer_format is None else IntegerEmbeddings(config)
+        self.encoder = IBertEncoder(config) if config.integer_format is None else IntegerEncoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
 
     @property
@@ -290,20 +294,43 @@ class IBertModel(EncoderModel, variant=IBERT):
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                           token_type_ids=token_type_ids, position_ids=position_ids, head_mask=head_mask)
-        if self.config.quant_mode and not self.training:
-            check_calibrated(self)
         if position_ids is None:
             position_ids = self.positions(input_ids, inputs_embeds)
-        hidden, scale = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        encoded = self.encoder(hidden, scale, additive_mask(attention_mask, hidden.dtype), head_mask,
-                               **self.flags(output_attentions, output_hidden_states))
-        if self.config.quant_mode:  # the head has the dtype of the weights
-            encoded["last_hidden_state"] = encoded["last_hidden_state"].to(self.embeddings.word_embeddings.weight.dtype)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        flags = self.flags(output_attentions, output_hidden_states)
+        if self.config.integer_format is not None:
+            words = input_ids if inputs_embeds is None else inputs_embeds
+            encoded = self.encode(words, attention_mask, token_type_ids, position_ids, head_mask, **flags)
+        else:
+            encoded = self.simulate(input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask, **flags)
         pooled = None if self.pooler is None else self.pooler(encoded["last_hidden_state"])
         return self.finish(BaseModelOutputWithPoolingAndCrossAttentions(pooler_output=pooled, **encoded), return_dict)
 
+    def simulate(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None,
+                 token_type_ids: Tensor, position_ids: Tensor, head_mask: Tensor | None, **flags: bool) -> dict[str, Any]:
+        """Hidden states and probabilities in floating point, as if by integers where `config.quant_mode` is set."""
+        if self.config.quant_mode and not self.training:
+            check_calibrated(self)
+        hidden, scale = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
+        encoded = self.encoder(hidden, scale, additive_mask(attention_mask, hidden.dtype), head_mask, **flags)
+        if self.config.quant_mode:  # the head has the dtype of the weights
+            encoded["last_hidden_state"] = encoded["last_hidden_state"].to(self.embeddings.word_embeddings.weight.dtype)
+        return encoded
 
-class IBertForMaskedLM(MaskedLM, encoder=IBertModel, lm_head=RobertaLanguageModelHead):
+
+class IBertLanguageModelHead(RobertaLanguageModelHead):
+    """Scores of all words for each token; the decoder of a frozen model has 8 bit weights."""
+
+    @staticmethod
+    def make_decoder(config: IBertConfig) -> nn.Module:
+        """The linear layer onto the vocabulary."""
+        if config.integer_format is None:
+            return RobertaLanguageModelHead.make_decoder(config)
+        return IntegerDecoder(config.hidden_size, config.vocab_size)
+
+
+class IBertForMaskedLM(MaskedLM, encoder=IBertModel, lm_head=IBertLanguageModelHead):
     """I-BERT with a language-model head over masked words; the head computes in float."""
 
 
