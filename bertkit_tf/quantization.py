@@ -329,12 +329,13 @@ class IntGELU(Block):
 class IntSoftmax(Block):
     """Softmax over the last dimension by a polynomial of second degree and shifts; 8 bits without a sign.
 
-    A row in which every score is masked becomes uniform, in 1/256 rounded down. The inner activation's range is in
-    units of the polynomial's integers.
+    Rounded to the nearest 1/256. A row in which every score is masked becomes uniform. The inner activation's range is
+    in units of the polynomial's integers.
 
     Args:
         quant_mode: whether to use it; else this is softmax itself.
-        compat: see the module; a probability of 1 is then 256/256, and 255/256, the largest of 8 bits, without.
+        compat: see the module; probabilities are then rounded down, and 1 is 256/256 rather than 255/256, the
+            largest of 8 bits.
     """
 
     def __init__(self, quant_mode: bool = False, compat: bool = False) -> None:
@@ -351,7 +352,8 @@ class IntSoftmax(Block):
         exponentials, exp_scale = self._exp(integers, tf.cast(scale, integers.dtype))
         exponentials = to_integers(*self.act(exponentials, exp_scale, training=training), self.compat)
         total = tf.maximum(tf.reduce_sum(exponentials, -1, keepdims=True), 1)
-        probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS))
+        half = 0.0 if self.compat else 0.5
+        probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS) + half)
         levels = 2**constants.SOFTMAX_BITS
         if not self.compat:
             probabilities = straight_through(tf.minimum(probabilities, levels - 1), probabilities)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,19 @@ def _check_config(config: IBertConfig) -> None:
                           "Load the checkpoint with force_dequant='none', hf_compat_scales=False and calibrate it again.")
 
 
+@dataclass(frozen=True)
+class Channels:
+    """The scales of an activation: one, times a factor for each channel, which the weights that read it take in."""
+
+    scale: np.float32
+    factors: NDArray[np.float32] | float = 1.0
+
+    @property
+    def each(self) -> np.ndarray:
+        """The scale of each channel, or one for all."""
+        return np.asarray(self.scale * self.factors)
+
+
 class Freezer:
     """Turns tensors into integers, part by part; gathers them in `frozen` and what is wrong in `problems`.
 
@@ -100,8 +114,8 @@ class Freezer:
         self.tensors, self.config = tensors, config
         self.frozen: Frozen = {}
         self.problems: list[str] = []
-        self.stream = np.float32(0)
-        """The scale of the residual stream so far."""
+        self.stream = Channels(np.float32(0))
+        """The scales of the residual stream so far."""
 
     # -- ranges -----------------------------------------------------------------------------------------------------
     def check_ranges(self) -> None:
@@ -120,6 +134,9 @@ class Freezer:
                 wrong.append(f"{name}: the range is empty")
             elif low > high:
                 wrong.append(f"{name}: the range is [{low}, {high}], which has no width")
+            factors = self.tensors.get(f"{name}.channel_scale")
+            if factors is not None and not (np.isfinite(factors) & (factors > 0)).all():
+                wrong.append(f"{name}.channel_scale: expected finite numbers above 0")
         if wrong:
             raise constants.CalibrationError(f"{len(wrong)} activation(s) have no usable range", wrong,
                                              "Run calibrate() on the model, or train it with quant_mode=True.")
@@ -133,6 +150,11 @@ class Freezer:
         """The scale that an activation's range gives."""
         peak = max(abs(np.float32(self.tensors[f"{name}.{end}"].reshape(-1)[0])) for end in ("x_min", "x_max"))
         return np.float32(max(peak, np.float32(constants.SMALLEST_PEAK)) / np.float32(2 ** (bits - 1) - 1))
+
+    def channels(self, name: str) -> Channels:
+        """The scales of an activation of 8 bits that may have one for each channel."""
+        factors = self.tensors.get(f"{name}.channel_scale")
+        return Channels(self.scale(name, 8), 1.0 if factors is None else factors)
 
     # -- parts ------------------------------------------------------------------------------------------------------
     def embeddings(self) -> None:
@@ -158,26 +180,27 @@ class Freezer:
             outputs, bound = self.linear(f"{attention}.{name}", self.stream)
             self.rescale(f"{attention}.{name}_activation", outputs / np.float64(scales[name]), bound)
         self.softmax(f"{attention}.softmax", scales["query"] * scales["key"] / np.float32(math.sqrt(self.config.head_size)))
-        context = self.scale(f"{attention}.output_activation", 8)
+        context = Channels(self.scale(f"{attention}.output_activation", 8))
         self.rescale(f"{attention}.output_activation",
-                     np.float64(np.float32(1 / 256) * scales["value"]) / np.float64(context), 256 * 128 * 2)
+                     np.float64(np.float32(1 / 256) * scales["value"]) / np.float64(context.scale), 256 * 128 * 2)
         self.residual(f"{prefix}attention.output", context)
-        wide = self.scale(f"{prefix}intermediate.output_activation", 8)
+        wide = self.channels(f"{prefix}intermediate.output_activation")
         self.gelu(f"{prefix}intermediate", wide)
         self.residual(f"{prefix}output", wide)
 
-    def residual(self, name: str, scale: np.float32) -> None:
+    def residual(self, name: str, inputs: Channels) -> None:
         """A linear layer, its sum with the stream, and the norm of that."""
         target = np.float64(self.scale(f"{name}.ln_input_act", 22))
-        outputs, bound = self.linear(f"{name}.dense", scale)
+        outputs, bound = self.linear(f"{name}.dense", inputs)
         self.rescale(f"{name}.ln_input_act", outputs / target, bound)
-        width = np.ones(self.config.hidden_size)
-        self.rescale(f"{name}.ln_input_act", np.float64(self.stream) / target * width, 128, "identity_")
+        stream = np.broadcast_to(self.stream.each.astype(np.float64), self.config.hidden_size)
+        self.rescale(f"{name}.ln_input_act", stream / target, 128, "identity_")
         self.norm(name)
 
-    def linear(self, name: str, scale: np.float32, finest: float = 0.0) -> tuple[Reals, Reals]:
+    def linear(self, name: str, inputs: Channels, finest: float = 0.0) -> tuple[Reals, Reals]:
         """A linear layer's integers; gives the scale of each output, and how large it can become."""
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        weight, bias = self.tensors[f"{name}.weight"] * inputs.factors, self.tensors[f"{name}.bias"]
+        scale = inputs.scale
         peak = np.maximum(np.abs(weight).max(1), np.float32(constants.SMALLEST_PEAK))
         weight_scale = np.maximum(peak / np.float32(127), np.float32(finest) / scale)
         outputs = weight_scale * scale
@@ -212,7 +235,7 @@ class Freezer:
         ratio = 2.0**constants.EXP_BITS * 4.0**drop / np.float64(self.scale(f"{name}.act", 16))
         self.rescale(f"{name}.act", ratio, one, saturates=True)
 
-    def gelu(self, name: str, target: np.float32) -> None:
+    def gelu(self, name: str, target: Channels) -> None:
         """The first half of the feed-forward network: a linear layer, GELU, and the way to 8 bits."""
         scale, bound = self.linear(f"{name}.dense", self.stream, FINEST_GELU)
         inner = scale / constants.GELU_ROOT
@@ -227,26 +250,26 @@ class Freezer:
             return
         self.put(f"{name}.gelu", clip=clip.astype(np.int32), one=one.astype(np.int64), unit=unit.astype(np.int32),
                  drop=drop.astype(np.int32))
-        ratio = (scale * erf / 2).astype(np.float32) / np.float64(target)
+        ratio = (scale * erf / 2).astype(np.float32) / target.each.astype(np.float64)
         self.rescale(f"{name}.output_activation", ratio * 2.0**drop, largest / 2.0**drop)
 
     def norm(self, name: str) -> None:
         """A layer norm and its way to 8 bits, which becomes the scale of the stream."""
         gain, bias = (self.tensors[f"{name}.LayerNorm.{leaf}"].astype(np.float64) for leaf in ("weight", "bias"))
         self.put(f"{name}.LayerNorm", shift=self.tensors[f"{name}.LayerNorm.shift"].astype(np.int32).reshape(1))
-        self.stream = self.scale(f"{name}.output_activation", 8)
-        target = np.float64(self.stream)
+        self.stream = self.channels(f"{name}.output_activation")
+        target = np.broadcast_to(self.stream.each.astype(np.float64), self.config.hidden_size)
         unit = math.sqrt(self.config.hidden_size) / 2.0**30
         shifted = bias / target
         if not (np.isfinite(gain).all() and np.isfinite(shifted).all() and np.abs(shifted).max() < 2.0**30):
             self.problems.append(f"{name}.LayerNorm: gain and bias reach {np.abs(gain).max():.3g} and "
-                                 f"{np.abs(bias).max():.3g}, which is too far for a scale of {target:.3g}")
+                                 f"{np.abs(bias).max():.3g}, which is too far for scales down to {target.min():.3g}")
             return
         most_shift = np.minimum(MOST_SHIFT, 61 - np.frexp(shifted)[1])
         multiplier, right_shift = dyadic((unit * gain).astype(np.float32) / target, most_shift)
         offset = np.rint(shifted * 2.0**right_shift).astype(np.int64) + (np.int64(1) << (right_shift.astype(np.int64) - 1))
         self.put(f"{name}.output_activation", multiplier=multiplier, right_shift=right_shift, offset=offset,
-                 act_scaling_factor=np.array([self.stream]))
+                 act_scaling_factor=target.astype(np.float32))
 
     def decoder(self, name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
         """The decoder onto the vocabulary: 8 bit integers and a scale for each word; the head computes in floating point."""

@@ -66,6 +66,9 @@ class IBertConfig(PretrainedConfig):
         hf_compat_scales: reproduce transformers, where every layer takes the scale of the embeddings for its
             input's, and token types are lost where embeddings are passed in. Set it for weights that were
             fine-tuned there. (keyword only; not in transformers)
+        channel_scales: whether the 8 bit numbers that linear layers share with the residual stream, and those behind GELU,
+            have a scale for each channel, which the weights that read them take in; `calibrate` sets it. (keyword only;
+            not in transformers)
         integer_format: None, or the version of a frozen model's integers, which `freeze` sets. (keyword only; not in
             transformers)
         **kwargs: the fields of `PretrainedConfig`, and any other key.
@@ -102,6 +105,7 @@ class IBertConfig(PretrainedConfig):
     quant_mode: Flag = False
     force_dequant: Annotated[str, one_of("none", "gelu", "softmax", "layernorm", "nonlinear")] = "none"
     hf_compat_scales: Flag = field(default=False, kw_only=True)
+    channel_scales: Flag = field(default=False, kw_only=True)
     integer_format: Annotated[int | None, IS_INTEGER_FORMAT | NONE] = field(default=None, kw_only=True)
 
     def contradictions(self) -> list[str]:
@@ -125,6 +129,12 @@ def _activation(name: str) -> Params:
         yield Param(f"{name}.{statistic}", (1,), "stat")
 
 
+def _channels(config: IBertConfig, name: str, size: int) -> Params:
+    yield from _activation(name)
+    if config.channel_scales:
+        yield Param(f"{name}.channel_scale", (size,), "stat")
+
+
 def _linear(name: str, outputs: int, inputs: int) -> Params:
     yield from linear(name, outputs, inputs)
     yield Param(f"{name}.weight_integer", (outputs, inputs), "derived")
@@ -144,11 +154,11 @@ def _embedding(name: str, rows: int, columns: int) -> Params:
     yield Param(f"{name}.weight_integer", (rows, columns), "derived")
 
 
-def _residual(inputs: int, width: int) -> Params:
+def _residual(config: IBertConfig, inputs: int, width: int) -> Params:
     yield from _linear("dense", width, inputs)
     yield from _activation("ln_input_act")
     yield from _norm("LayerNorm", width)
-    yield from _activation("output_activation")
+    yield from _channels(config, "output_activation", width)
 
 
 def _layer(config: IBertConfig, layer: int) -> Params:
@@ -158,10 +168,10 @@ def _layer(config: IBertConfig, layer: int) -> Params:
         yield from _activation(f"attention.self.{name}_activation")
     yield from _activation("attention.self.output_activation")
     yield from _activation("attention.self.softmax.act")
-    yield from under("attention.output", _residual(inner, width))
+    yield from under("attention.output", _residual(config, inner, width))
     yield from _linear("intermediate.dense", config.intermediate_size, width)
-    yield from _activation("intermediate.output_activation")
-    yield from under("output", _residual(config.intermediate_size, width))
+    yield from _channels(config, "intermediate.output_activation", config.intermediate_size)
+    yield from under("output", _residual(config, config.intermediate_size, width))
     yield from _activation("pre_intermediate_act")
     yield from _activation("pre_output_act")
 
@@ -178,7 +188,7 @@ def _trainable(config: IBertConfig) -> Params:
     yield from _activation("embeddings.embeddings_act1")
     yield from _activation("embeddings.embeddings_act2")
     yield from _norm("embeddings.LayerNorm", width)
-    yield from _activation("embeddings.output_activation")
+    yield from _channels(config, "embeddings.output_activation", width)
     for layer in range(config.num_hidden_layers):
         yield from under(f"encoder.layer.{layer}", _layer(config, layer))
 
@@ -211,7 +221,7 @@ def _integer_norm(width: int) -> Params:
     yield Param("LayerNorm.shift", (1,), "int32")
     yield from _rescaling("output_activation", width)
     yield Param("output_activation.offset", (width,), "int64")
-    yield Param("output_activation.act_scaling_factor", (1,), "scale")
+    yield Param("output_activation.act_scaling_factor", (width,), "scale")
 
 
 def _integer_residual(inputs: int, width: int) -> Params:

@@ -123,7 +123,7 @@ def softmax(scores: tf.Tensor, keep: tf.Tensor | None, constants: tf.Tensor, mul
     exps = exponentials(below if keep is None else tf.where(keep, below, 0), constants, multiplier, right_shift)
     exps = exps if keep is None else tf.where(keep, exps, 0)
     factor = tf.minimum(2**32 // tf.maximum(tf.reduce_sum(exps, -1, keepdims=True), 1), 2**32 - 1)
-    return tf.minimum(shift_right(exps * factor, 24), LARGEST_PROBABILITY)
+    return tf.minimum(shift_right(exps * factor + 2**23, 24), LARGEST_PROBABILITY)
 
 
 def layer_norm(x: tf.Tensor, shift: tf.Tensor, multiplier: tf.Tensor, right_shift: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:

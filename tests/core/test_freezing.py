@@ -35,7 +35,7 @@ def test_no_float_weight_of_the_encoder_is_left():
     config = make_config()
     frozen_config, frozen = freeze_tensors(calibrated(config, task="ForMaskedLM", pooled=False), config, "ForMaskedLM", False)
     floats = {name: tensor.size for name, tensor in frozen.items() if tensor.dtype.kind == "f" and name.startswith("ibert.")}
-    assert set(floats.values()) == {1}  # scales, for those who ask for hidden states or pass embeddings in
+    assert set(floats.values()) == {1, config.hidden_size}  # scales, for hidden states and for embeddings passed in
     layers = config.num_hidden_layers
     assert len(floats) == 2 + 1 + 2 * layers
     assert frozen_config.to_dict()["integer_format"] == 1

@@ -128,8 +128,9 @@ inline void softmax(int32_t* scores, int64_t count, const Exponential& exponenti
     const int64_t sum = total(widen(sums)), quotient = (int64_t(1) << 32) / (sum > 1 ? sum : 1);
     const Wide factor = spread(broadcast(int32_t(uint32_t(quotient < UINT32_MAX ? quotient : UINT32_MAX))));
     for (int64_t key = 0; key < count; key += kLanes) {
-        // exps * factor >> 24
-        store_unsigned_bytes(probabilities + key, multiply_high(shift_left<8>(load(scores + key)), factor));
+        // exps * factor + 2**23 >> 24, with the last bit shifted out apart
+        const Vector twice = multiply_high(shift_left<9>(load(scores + key)), factor);
+        store_unsigned_bytes(probabilities + key, shift_right(add(twice, broadcast(1)), 1));
     }
 }
 

@@ -8,7 +8,8 @@ that the tensors of a frozen model guarantee, and that faster implementations re
 Rounding, once and for all:
 
 - `>>` is the arithmetic shift, which rounds down; `//` rounds down, too.
-- `rescale` rounds to the nearest integer, ties up.
+- `rescale` rounds to the nearest integer, ties up, and so does softmax: rounded down, as in the paper's code, the small
+  probabilities of a long sequence would be lost, and all would be biased.
 - results of b bits saturate: [-2**(b-1), 2**(b-1) - 1]; probabilities at [0, 255].
 
 Shape suffixes: B batch, L length, N heads, D head size, S keys, E width.
@@ -136,7 +137,7 @@ def softmax(scores: Integers, keep: np.ndarray | None, constants: np.ndarray, mu
     below = np.where(kept, scores - largest, 0)
     exps = np.where(kept, exponentials(below, constants, multiplier, right_shift), 0)
     factor = np.minimum(2**32 // np.maximum(exps.sum(-1, keepdims=True), 1), 2**32 - 1)
-    return np.minimum(exps * factor >> 24, LARGEST_PROBABILITY)
+    return np.minimum(exps * factor + 2**23 >> 24, LARGEST_PROBABILITY)
 
 
 def layer_norm(x: Integers, shift: np.ndarray, multiplier: np.ndarray, right_shift: np.ndarray, offset: np.ndarray) -> Integers:
