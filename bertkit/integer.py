@@ -168,7 +168,7 @@ class IntegerStream(IntegerActivation):
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self.integers("offset", size, dtype=torch.int64)
-        self.integers("act_scaling_factor", 1, dtype=torch.float32)
+        self.integers("act_scaling_factor", size, dtype=torch.float32)
 
 
 class IntegerLayerNorm(IntegerModule):
