@@ -57,13 +57,11 @@ struct Product {
     template <Bytes kBytes>
     static void multiply(const int8_t* a, int64_t stride, int64_t rows, const char* panel, int64_t depth, int32_t* out,
                          int64_t out_stride, Ahead ahead) {
-        constexpr Block kBlocks[] = {nullptr,          block<kBytes, 1>, block<kBytes, 2>, block<kBytes, 3>,
-                                     block<kBytes, 4>, block<kBytes, 5>, block<kBytes, 6>};
         const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
         for (int64_t line = 0; line < ahead.size; line += 64) _mm_prefetch(ahead.bytes + line, _MM_HINT_T1);
         for (int64_t i = 0; i < blocks; ++i) {
             const int64_t row = rows * i / blocks, count = rows * (i + 1) / blocks - row;
-            kBlocks[count](a + row * stride, stride, panel, depth, out + row * out_stride, out_stride);
+            block_of<kBytes, kBlockRows>(count, a + row * stride, stride, panel, depth, out + row * out_stride, out_stride);
         }
     }
 
@@ -74,7 +72,14 @@ private:
     // So much of the depth at a time that the widened rows stay in the first cache.
     static constexpr int64_t kWideDepth = 1024;
 
-    using Block = void (*)(const int8_t*, int64_t, const char*, int64_t, int32_t*, int64_t);
+    // block<count>
+    template <Bytes kBytes, int kCount, typename... Arguments>
+    static void block_of(int64_t count, Arguments... arguments) {
+        if constexpr (kCount > 1) {
+            if (count < kCount) return block_of<kBytes, kCount - 1>(count, arguments...);
+        }
+        block<kBytes, kCount>(arguments...);
+    }
 
     template <Bytes kBytes, int kCount>
     static void block(const int8_t* a, int64_t stride, const char* panel, int64_t depth, int32_t* out, int64_t out_stride) {
