@@ -163,7 +163,7 @@ class IntegerScale(IntegerModule):
 
 
 class IntegerStream(IntegerActivation):
-    """The way from a layer norm into the stream, whose scale leaves the encoder with it."""
+    """The way from a layer norm into the stream, whose scales leave the encoder with it."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -443,7 +443,7 @@ class IntegerInference:
         return list(states.unbind()), []
 
     def scales(self) -> list[Tensor]:
-        """The scale of each hidden state, [1]."""
+        """The scales of each hidden state, [E]."""
         blocks = [self.embeddings, *(layer.output for layer in self.encoder.layer)]
         return [block.output_activation.act_scaling_factor for block in blocks]
 
