@@ -21,8 +21,8 @@ from bertkit.core.errors import BackendError
 
 ABI = 1
 """BK_ABI of csrc/bertkit.h."""
-LEVELS = ("scalar", "avx2", "avx512", "amx")
-"""Instruction sets, each a superset of the one before it; their numbers are those of csrc/bertkit.h."""
+LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx")
+"""Instruction sets, the later the faster; their numbers are those of csrc/bertkit.h."""
 PORTABLE = "portable"
 CHOICES = ("auto", "native", PORTABLE, *LEVELS)
 """The best there is; the same, but an error where that is portable code; never compiled code; exactly this level."""
@@ -114,7 +114,7 @@ def use_kernels(choice: str) -> KernelsChoice:
 
     Args:
         choice: "auto", the best there is; "native", the best compiled ones; "portable"; or a level: "scalar", "avx2",
-            "avx512" or "amx".
+            "avxvnni", "avx512" or "amx".
 
     Raises:
         BackendError: there is no such choice, or it cannot be had here.

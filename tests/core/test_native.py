@@ -20,7 +20,7 @@ from bertkit.core.errors import BackendError
 from tests.packaging.stubs import ROOT
 
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-LACKING = {"scalar": None, "avx2": None, "avx512": "this CPU has no avx512_vnni",
+LACKING = {"scalar": None, "avx2": None, "avxvnni": "this CPU has no avx_vnni", "avx512": "this CPU has no avx512_vnni",
            "amx": "this CPU has no avx512_vnni, amx_int8"}
 
 
@@ -140,7 +140,7 @@ def test_a_level_that_this_cpu_lacks_is_refused_with_what_is_missing(found, monk
 
 @pytest.mark.parametrize("choice", ["fast", "AMX", "sse2"])
 def test_a_choice_that_does_not_exist_is_refused(found, monkeypatch, choice):
-    expected = f"got {choice!r}, expected one of auto, native, portable, scalar, avx2, avx512, amx"
+    expected = f"got {choice!r}, expected one of auto, native, portable, scalar, avx2, avxvnni, avx512, amx"
     with pytest.raises(BackendError, match=f"use_kernels: {expected}"):
         native.use_kernels(choice)
     monkeypatch.setenv("BERTKIT_KERNELS", choice)

@@ -20,8 +20,8 @@ extern "C" {
 
 #define BK_ABI 1
 
-/* Instruction sets, each a superset of the one before it. The numbers are stored in packed weights. */
-enum bk_level { BK_SCALAR = 0, BK_AVX2 = 1, BK_AVX512 = 2, BK_AMX = 3, BK_LEVELS = 4 };
+/* Instruction sets, the later the faster. The numbers are stored in packed weights. */
+enum bk_level { BK_SCALAR = 0, BK_AVX2 = 1, BK_AVXVNNI = 2, BK_AVX512 = 3, BK_AMX = 4, BK_LEVELS = 5 };
 
 enum bk_code {
     BK_OK = 0,
@@ -82,6 +82,22 @@ typedef struct bk_ibert_call {
 
 /* From ids to the integers of the hidden states. Padding is not computed: its hidden states are 0. */
 BK_API int bk_ibert_encode(const bk_ibert_call* call);
+
+/* What an encoder spends its time on, with the epilogue of each product and the wait for other threads. */
+enum bk_ibert_phase {
+    BK_EMBEDDINGS,
+    BK_QUERY_KEY_VALUE,
+    BK_ATTENTION,
+    BK_ATTENTION_OUTPUT,
+    BK_ATTENTION_NORM,
+    BK_INNER, /* with GELU */
+    BK_OUTPUT,
+    BK_OUTPUT_NORM,
+    BK_IBERT_PHASES
+};
+
+/* Nanoseconds of each phase in the calling thread's last call of bk_ibert_encode: BK_IBERT_PHASES numbers. */
+BK_API void bk_ibert_times(int64_t* nanoseconds);
 
 #ifdef __cplusplus
 }

@@ -17,57 +17,63 @@
 namespace bertkit {
 namespace {
 
+// The levels that this build has code for, see CMakeLists.txt.
+constexpr uint32_t kCompiled = 1u << BK_SCALAR
 #if defined(BERTKIT_HAS_AVX2)
-constexpr bool kHasAvx2 = true;
-#else
-constexpr bool kHasAvx2 = false;
+                               | 1u << BK_AVX2
+#endif
+#if defined(BERTKIT_HAS_AVXVNNI)
+                               | 1u << BK_AVXVNNI
 #endif
 #if defined(BERTKIT_HAS_AVX512)
-constexpr bool kHasAvx512 = true;
-#else
-constexpr bool kHasAvx512 = false;
+                               | 1u << BK_AVX512
 #endif
 #if defined(BERTKIT_HAS_AMX)
-constexpr bool kHasAmx = true;
-#else
-constexpr bool kHasAmx = false;
+                               | 1u << BK_AMX
 #endif
+    ;
+
 #if defined(BERTKIT_EMULATE_AMX)
 constexpr bool kEmulatesAmx = true;
 #else
 constexpr bool kEmulatesAmx = false;
 #endif
 
-constexpr bool kCompiled[BK_LEVELS] = {true, kHasAvx2, kHasAvx512, kHasAmx};
-
 #if defined(BERTKIT_X86)
 
-// The registers of CPUID that hold features.
-enum Register { kLeaf1Ecx, kLeaf7Ebx, kLeaf7Ecx, kLeaf7Edx, kRegisters };
+// The levels that need something, one bit each.
+constexpr uint32_t kNeedTiles = 1u << BK_AMX;
+constexpr uint32_t kNeedAvx512 = kNeedTiles | 1u << BK_AVX512;
+constexpr uint32_t kNeedAvxVnni = 1u << BK_AVXVNNI;
+constexpr uint32_t kNeedAvx2 = kNeedAvx512 | kNeedAvxVnni | 1u << BK_AVX2;
 
-struct Feature {
-    int level;
+// The registers of CPUID that hold features.
+enum Register { kLeaf1Ecx, kLeaf7Ebx, kLeaf7Ecx, kLeaf7Edx, kLeaf7Part1Eax, kRegisters };
+
+// What the options of a level in CMakeLists.txt let the compiler use.
+constexpr struct {
+    uint32_t levels;
     const char* name;  // as Linux writes it in /proc/cpuinfo
     Register in;
     int bit;
-};
-
-// What the options of a level in CMakeLists.txt let the compiler use.
-constexpr Feature kFeatures[] = {
-    {BK_AVX2, "avx2", kLeaf7Ebx, 5},          {BK_AVX512, "avx512f", kLeaf7Ebx, 16},
-    {BK_AVX512, "avx512dq", kLeaf7Ebx, 17},   {BK_AVX512, "avx512bw", kLeaf7Ebx, 30},
-    {BK_AVX512, "avx512vl", kLeaf7Ebx, 31},   {BK_AVX512, "avx512_vnni", kLeaf7Ecx, 11},
-    {BK_AMX, "amx_tile", kLeaf7Edx, 24},      {BK_AMX, "amx_int8", kLeaf7Edx, 25},
+} kFeatures[] = {
+    {kNeedAvx2, "avx2", kLeaf7Ebx, 5},
+    {kNeedAvxVnni, "avx_vnni", kLeaf7Part1Eax, 4},
+    {kNeedAvx512, "avx512f", kLeaf7Ebx, 16},
+    {kNeedAvx512, "avx512dq", kLeaf7Ebx, 17},
+    {kNeedAvx512, "avx512bw", kLeaf7Ebx, 30},
+    {kNeedAvx512, "avx512vl", kLeaf7Ebx, 31},
+    {kNeedAvx512, "avx512_vnni", kLeaf7Ecx, 11},
+    {kNeedTiles, "amx_tile", kLeaf7Edx, 24},
+    {kNeedTiles, "amx_int8", kLeaf7Edx, 25},
 };
 
 // Registers that the system has to save when it switches threads: bits of XCR0.
-struct State {
-    int level;
+constexpr struct {
+    uint32_t levels;
     const char* name;
     unsigned bits;
-};
-constexpr State kStates[] = {
-    {BK_AVX2, "AVX registers", 0x6}, {BK_AVX512, "AVX-512 registers", 0xe0}, {BK_AMX, "AMX tiles", 0x60000}};
+} kStates[] = {{kNeedAvx2, "AVX registers", 0x6}, {kNeedAvx512, "AVX-512 registers", 0xe0}, {kNeedTiles, "AMX tiles", 0x60000}};
 
 constexpr int kOsxsaveBit = 27;
 
@@ -97,15 +103,16 @@ std::string missing_on_cpu(int level) {
         registers[kLeaf7Ecx] = ecx;
         registers[kLeaf7Edx] = edx;
     }
+    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) registers[kLeaf7Part1Eax] = eax;
     std::string features, states;
-    for (const Feature& feature : kFeatures) {
-        if (feature.level > level || registers[feature.in] >> feature.bit & 1) continue;
+    for (const auto& feature : kFeatures) {
+        if (!(feature.levels >> level & 1) || registers[feature.in] >> feature.bit & 1) continue;
         features += (features.empty() ? "this CPU has no " : ", ") + std::string(feature.name);
     }
     if (!features.empty()) return features;
     const unsigned saved = saved_states(registers[kLeaf1Ecx]);
-    for (const State& state : kStates) {
-        if (state.level > level || (saved & state.bits) == state.bits) continue;
+    for (const auto& state : kStates) {
+        if (!(state.levels >> level & 1) || (saved & state.bits) == state.bits) continue;
         states += (states.empty() ? "the system does not save " : ", ") + std::string(state.name);
     }
     if (!states.empty()) return states;
@@ -124,7 +131,7 @@ struct Missing {
     Missing() {
         for (int level = BK_SCALAR; level < BK_LEVELS; ++level) {
             const int needed = level == BK_AMX && kEmulatesAmx ? BK_AVX512 : level;
-            of_level[level] = kCompiled[level] ? missing_on_cpu(needed) : "this build has no code for it";
+            of_level[level] = kCompiled >> level & 1 ? missing_on_cpu(needed) : "this build has no code for it";
         }
     }
 };

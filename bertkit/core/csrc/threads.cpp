@@ -13,6 +13,7 @@
 #include <unistd.h>
 #endif
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -20,17 +21,24 @@ namespace bertkit {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Word = std::atomic<int>;
+using Word = std::atomic<unsigned>;  // which may wrap around
 
 constexpr int kMostThreads = 256;
 
-// How long to spin before sleeping. The others of a team are known to be at work, so they are worth a longer wait than a call
-// that may never come; but who waits must not keep them from a core.
-constexpr std::chrono::microseconds kPatienceIdle{20};
-constexpr std::chrono::microseconds kPatienceInTeam{200};
+// How long to wait awake. The others of a team are known to be at work, so they are worth a longer wait than a call that may
+// never come. Who waits soon lets others have the core: the one that is waited for may need it.
+constexpr std::chrono::microseconds kPatienceIdle{20}, kPatienceInTeam{200}, kSelfish{5};
+
+int count_cores() {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+    return int(std::thread::hardware_concurrency());
+}
 
 std::chrono::microseconds patience_in_team(int threads) {
-    static const int cores = int(std::thread::hardware_concurrency());
+    static const int cores = count_cores();
     return threads <= cores ? kPatienceInTeam : std::chrono::microseconds{0};
 }
 
@@ -42,16 +50,17 @@ void pause() {
 #endif
 }
 
-// Wait until the word is no longer `old`: spin for a while, then sleep.
-void wait_while(const Word& word, int old, std::chrono::microseconds patience) {
+// Wait until the word is no longer `old`: awake for a while, then asleep.
+void wait_while(const Word& word, unsigned old, std::chrono::microseconds patience) {
     constexpr int kLooksPerClock = 32;
-    const auto end = Clock::now() + patience;
-    do {
+    const auto start = Clock::now();
+    for (auto waited = Clock::duration::zero(); waited <= patience; waited = Clock::now() - start) {
         for (int look = 0; look < kLooksPerClock; ++look) {
             if (word.load(std::memory_order_acquire) != old) return;
             pause();
         }
-    } while (Clock::now() < end);
+        if (waited > kSelfish) std::this_thread::yield();
+    }
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
 
@@ -61,10 +70,10 @@ thread_local bool in_team = false;
 
 class Barrier {
 public:
-    explicit Barrier(int threads) : threads_(threads), patience_(patience_in_team(threads)) {}
+    explicit Barrier(int threads) : threads_(unsigned(threads)), patience_(patience_in_team(threads)) {}
 
     void wait() {
-        const int round = round_.load(std::memory_order_relaxed);
+        const unsigned round = round_.load(std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
             wait_while(round_, round, patience_);
             return;
@@ -75,7 +84,7 @@ public:
     }
 
 private:
-    const int threads_;
+    const unsigned threads_;
     const std::chrono::microseconds patience_;
     alignas(64) Word arrived_{0};
     alignas(64) Word round_{0};
@@ -109,7 +118,7 @@ public:
         work_ = work;
         context_ = context;
         team_ = {0, threads, &barrier};
-        left_.store(threads - 1, std::memory_order_relaxed);
+        left_.store(unsigned(threads - 1), std::memory_order_relaxed);
         for (int seat = 0; seat < threads - 1; ++seat) {
             seats_[seat]->calls.fetch_add(1, std::memory_order_release);
             seats_[seat]->calls.notify_one();
@@ -118,7 +127,7 @@ public:
         work(team_, context);
         in_team = false;
         const auto patience = patience_in_team(threads);
-        for (int left; (left = left_.load(std::memory_order_acquire)) != 0;) wait_while(left_, left, patience);
+        for (unsigned left; (left = left_.load(std::memory_order_acquire)) != 0;) wait_while(left_, left, patience);
     }
 
 private:
@@ -143,7 +152,7 @@ private:
 
     void serve(Seat* seat, int thread) {
         in_team = true;
-        for (int calls = 0;; ++calls) {
+        for (unsigned calls = 0;; ++calls) {
             wait_while(seat->calls, calls, kPatienceIdle);
             work_({thread, team_.threads, team_.barrier}, context_);
             if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) left_.notify_one();
