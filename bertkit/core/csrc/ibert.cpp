@@ -1,6 +1,7 @@
 // The C interface of the integer encoder: checks what comes in, and finds the code for the level.
 #include "ibert.h"
 
+#include <chrono>
 #include <cstring>
 
 #include "cpu.h"
@@ -20,6 +21,9 @@ const IBertLevel* level_of(int64_t level) {
 #if defined(BERTKIT_HAS_AVX2)
         case BK_AVX2: return &ibert_avx2;
 #endif
+#if defined(BERTKIT_HAS_AVXVNNI)
+        case BK_AVXVNNI: return &ibert_avxvnni;
+#endif
 #if defined(BERTKIT_HAS_AVX512)
         case BK_AVX512: return &ibert_avx512;
 #endif
@@ -29,6 +33,8 @@ const IBertLevel* level_of(int64_t level) {
         default: return nullptr;
     }
 }
+
+thread_local int64_t times_of_last_call[BK_IBERT_PHASES];
 
 bool within(int64_t x, int64_t least, int64_t most) { return least <= x && x <= most; }
 
@@ -103,6 +109,11 @@ bool is_complete(const bk_ibert_call& call) {
 }
 
 }  // namespace
+
+int64_t nanoseconds() {
+    return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 }  // namespace bertkit
 
 int64_t bk_ibert_pack(int level, const int64_t* dims, int dim_count, const void* const* tensors, int tensor_count, void* packed,
@@ -133,5 +144,11 @@ int bk_ibert_encode(const bk_ibert_call* call) {
     if (code == BK_OK) code = check_inputs(*call, dims);
     if (code != BK_OK || call->batch == 0 || call->length == 0) return code;
     const char* packed = static_cast<const char*>(call->packed);
-    return level_of(header.level)->encode(*call, packed + sizeof header, packed + header_size(dims.layers));
+    std::memset(times_of_last_call, 0, sizeof times_of_last_call);
+    return level_of(header.level)
+        ->encode(*call, packed + sizeof header, packed + header_size(dims.layers), times_of_last_call);
+}
+
+void bk_ibert_times(int64_t* nanoseconds) {
+    std::memcpy(nanoseconds, bertkit::times_of_last_call, sizeof bertkit::times_of_last_call);
 }

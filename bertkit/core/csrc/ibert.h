@@ -19,18 +19,22 @@ struct IBertDims {
     int64_t layers, width, head_size, inner;
 };
 
+/// The time, for differences.
+int64_t nanoseconds();
+
 /// The encoder for one instruction set. Dimensions and packed weights may be unaligned.
 struct IBertLevel {
     /// Bytes of packed weights.
     int64_t (*size)(const void* dims);
     /// Pack the frozen tensors; an error code where one holds what freezing would have refused.
     int (*pack)(const void* dims, const void* const* tensors, void* weights);
-    /// As bk_ibert_encode, behind its checks.
-    int (*encode)(const bk_ibert_call& call, const void* dims, const void* weights);
+    /// As bk_ibert_encode, behind its checks. Adds to the times of bk_ibert_times.
+    int (*encode)(const bk_ibert_call& call, const void* dims, const void* weights, int64_t* times);
 };
 
 extern const IBertLevel ibert_scalar;
 extern const IBertLevel ibert_avx2;
+extern const IBertLevel ibert_avxvnni;
 extern const IBertLevel ibert_avx512;
 extern const IBertLevel ibert_amx;
 

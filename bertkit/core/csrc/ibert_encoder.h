@@ -115,9 +115,26 @@ struct AttentionMemory {
     char *keys, *values;
 };
 
+/// Gives the time since it was last asked to what has been done in between.
+class Clock {
+public:
+    explicit Clock(int64_t* times) : times_(times), last_(nanoseconds()) {}
+
+    void mark(bk_ibert_phase phase) {
+        const int64_t now = nanoseconds();
+        if (times_ != nullptr) times_[phase] += now - last_;
+        last_ = now;
+    }
+
+private:
+    int64_t* times_;
+    int64_t last_;
+};
+
 /// Threads that share rows.
 struct Team {
     const Worker& worker;
+    Clock& clock;
     int64_t thread, threads;
     Range rows;
     int64_t chunks;
@@ -137,7 +154,8 @@ struct Team {
 // -- the encoder ----------------------------------------------------------------------------------------------------
 class Encoder {
 public:
-    Encoder(const bk_ibert_call& call, const Dims& dims, char* weights) : call_(call), dims_(dims), weights_(weights) {
+    Encoder(const bk_ibert_call& call, const Dims& dims, char* weights, int64_t* times)
+        : call_(call), dims_(dims), weights_(weights), times_(times) {
         for (int64_t layer = 0; layer < dims.layers; ++layer) {
             attended_ = maximum(attended_, padded(dims.heads(layer) * dims.head_size));
         }
@@ -213,12 +231,12 @@ private:
     int64_t chunk_stride() const { return minimum(rows_, most_chunk_rows()) + Product::kRows; }
 
     // A thread takes rows of its own where it finds at least half a chunk of them, as it has to read all weights then.
-    Team team_of(const Worker& worker) const {
+    Team team_of(const Worker& worker, Clock& clock) const {
         const int64_t chunk_rows = most_chunk_rows();
-        if (rows_ < worker.threads * chunk_rows / 2) return {worker, worker.thread, worker.threads, {0, rows_}, 1, chunks_};
+        if (rows_ < worker.threads * chunk_rows / 2) return {worker, clock, worker.thread, worker.threads, {0, rows_}, 1, chunks_};
         const Range rows = part(rows_, worker.thread, worker.threads, Product::kRowStep);
         const int64_t first = worker.thread * chunk_stride();
-        return {worker, 0, 1, rows, parts_of(rows.size(), chunk_rows),
+        return {worker, clock, 0, 1, rows, parts_of(rows.size(), chunk_rows),
                 {chunks_.sums + first * width_, chunks_.middle + first * width_, chunks_.inner + first * inner_width_}};
     }
 
@@ -228,22 +246,27 @@ private:
     void work(const Worker& worker) const {
         Product::begin();
         Walk walk(weights_);
+        Clock clock(worker.thread == 0 ? times_ : nullptr);
+        const Team team = team_of(worker, clock);
         clear_padding(worker);
-        const Team team = team_of(worker);
         embed(take_embeddings(walk, dims_), team);
         for (int64_t index = 0; index < dims_.layers; ++index) {
             const Layer layer = take_layer(walk, dims_, dims_.heads(index));
             team.wait();
+            clock.mark(index == 0 ? BK_EMBEDDINGS : BK_OUTPUT_NORM);
             for (int64_t chunk = 0; chunk < team.chunks; ++chunk) project(layer, team, team.chunk(chunk));
             worker.wait();
+            clock.mark(BK_QUERY_KEY_VALUE);
             attend(layer, worker);
             worker.wait();
+            clock.mark(BK_ATTENTION);
             for (int64_t chunk = 0; chunk < team.chunks; ++chunk) {
                 add_attention(layer, team, team.chunk(chunk));
                 feed_forward(layer, team, team.chunk(chunk), index + 1);
             }
         }
         Product::end();
+        clock.mark(BK_OUTPUT_NORM);
     }
 
     void clear_padding(const Worker& worker) const {
@@ -326,12 +349,14 @@ private:
         multiply(output.dense, memory_.context + rows.begin * stride, stride, rows.size(), team,
                  ToStream{output.sum, output.identity, memory_.stream + rows.begin * width_, team.memory.sums, width_});
         team.wait();
+        team.clock.mark(BK_ATTENTION_OUTPUT);
         const Range share = team.share(rows.size());
         for (int64_t row = share.begin; row < share.end; ++row) {
             layer_norm(team.memory.sums + row * width_, dims_.width, output.norm, Product::kFlip,
                        team.memory.middle + row * width_);
         }
         team.wait();
+        team.clock.mark(BK_ATTENTION_NORM);
     }
 
     void feed_forward(const Layer& layer, const Team& team, Range rows, int64_t state) const {
@@ -339,15 +364,18 @@ private:
         multiply(layer.inner, team.memory.middle, width_, rows.size(), team,
                  ToGelu{layer.gelu, layer.inner_rescaling, team.memory.inner, inner_width_});
         team.wait();
+        team.clock.mark(BK_INNER);
         multiply(output.dense, team.memory.inner, inner_width_, rows.size(), team,
                  ToStream{output.sum, output.identity, team.memory.middle, team.memory.sums, width_});
         team.wait();
+        team.clock.mark(BK_OUTPUT);
         const Range share = team.share(rows.size());
         for (int64_t row = share.begin; row < share.end; ++row) {
             layer_norm(team.memory.sums + row * width_, dims_.width, output.norm, Product::kFlip,
                        memory_.stream + (rows.begin + row) * width_);
             publish(state, rows.begin + row);
         }
+        team.clock.mark(BK_OUTPUT_NORM);
     }
 
     // -- attention --
@@ -439,6 +467,7 @@ private:
     const bk_ibert_call& call_;
     const Dims dims_;
     char* const weights_;
+    int64_t* const times_;
     const int64_t width_ = padded(dims_.width), inner_width_ = padded(dims_.inner);
     const int64_t threads_ = maximum(1, call_.threads);
     int64_t attended_ = 0, rows_ = 0, longest_ = 0;  // the widest padded attention, tokens, tokens of the longest sequence
@@ -448,9 +477,9 @@ private:
     int64_t attention_size_ = 0;
 };
 
-inline int encode(const bk_ibert_call& call, const void* dims, const void* weights) {
+inline int encode(const bk_ibert_call& call, const void* dims, const void* weights, int64_t* times) {
     // The layout is one for packing, which writes, and for encoding, which does not.
-    return Encoder(call, Dims(dims), const_cast<char*>(static_cast<const char*>(weights))).run();
+    return Encoder(call, Dims(dims), const_cast<char*>(static_cast<const char*>(weights)), times).run();
 }
 
 }  // namespace
