@@ -7,6 +7,7 @@ from bertkit.core.errors import CheckpointError as CheckpointError
 from bertkit.core.errors import ConfigError as ConfigError
 from bertkit.core.errors import InputError as InputError
 from bertkit.core.errors import TokenizerError as TokenizerError
+from bertkit.core.freezing import FreezeError as FreezeError
 from bertkit.core.hub import HubError as HubError
 from bertkit.core.ibert import IBertConfig as IBertConfig
 from bertkit.core.megatron_bert import MegatronBertConfig as MegatronBertConfig
@@ -35,6 +36,7 @@ from bertkit_tf.auto import TFAutoModelForQuestionAnswering as TFAutoModelForQue
 from bertkit_tf.auto import TFAutoModelForSequenceClassification as TFAutoModelForSequenceClassification
 from bertkit_tf.auto import TFAutoModelForTokenClassification as TFAutoModelForTokenClassification
 from bertkit_tf.auto import load_model as load_model
+from bertkit_tf.integer import freeze as freeze
 from bertkit_tf.kernels.lsh import fast_hash as fast_hash
 from bertkit_tf.kernels.lsh import lsh_cumulation as lsh_cumulation
 from bertkit_tf.modeling import TFPreTrainedModel as TFPreTrainedModel
@@ -93,6 +95,7 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ConfigError",
+    "FreezeError",
     "HubError",
     "IBertConfig",
     "InputError",
@@ -160,6 +163,7 @@ __all__ = [
     "TokenizerError",
     "YosoConfig",
     "fast_hash",
+    "freeze",
     "kernels_status",
     "load_model",
     "lsh_cumulation",

@@ -131,8 +131,13 @@ class RobertaLanguageModelHead(Block):
         self.dense = Dense(config.hidden_size, config.hidden_size)
         self.act = activation(config.hidden_act)
         self.layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.decoder = Decoder(config, config.hidden_size)
+        self.decoder = self.make_decoder(config)
         self.bias = self.variable("bias", (config.vocab_size,))
+
+    @staticmethod
+    def make_decoder(config: Any) -> Block:
+        """The linear layer onto the vocabulary."""
+        return Decoder(config, config.hidden_size)
 
     def call(self, hidden: tf.Tensor) -> tf.Tensor:
         return self.decoder(self.layer_norm(self.act(self.dense(hidden))))

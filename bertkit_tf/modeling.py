@@ -19,9 +19,10 @@ from bertkit.core.hub import CONFIG_FILES, WEIGHT_FILES, resolve_directory
 from bertkit.core.initial import initial_value
 from bertkit.core.inputs import check_range, check_shapes
 from bertkit.core.loading import LoadPlan, check_overrides, check_saved, plan_loading, warn_about
+from bertkit.core.native import PORTABLE, use_kernels
 from bertkit.core.outputs import ModelOutput, OutputChoices
 from bertkit.core.spec import Param, Variant
-from bertkit.core.surgery import common_part, plan_pruning, resized_vocabulary
+from bertkit.core.surgery import check_changeable, common_part, plan_pruning, resized_vocabulary
 from bertkit_tf import state
 from bertkit_tf.layers import Block, dtype_policy, random_seed, seeded
 
@@ -242,6 +243,8 @@ class TFPreTrainedModel(keras.Model):
         params = model.params()
         plan = plan_loading(checkpoint, params, cls.variant, config, ignore_mismatched_sizes=ignore_mismatched_sizes)
         model._initialise(p for n, p in params.items() if n not in plan.sources)
+        if any(param.frozen_dtype for param in params.values()):
+            checkpoint.verify()
         for name, source in plan.sources.items():
             state.set_value(model, params[name], checkpoint.read(source))
         return model, plan
@@ -264,7 +267,8 @@ class TFPreTrainedModel(keras.Model):
         params = self.params()
         check_saved(type(self).__name__, params, state.held_names(self, params))
         tensors = state.lazy_tensors(self, params)
-        write_checkpoint(save_directory, tensors, max_shard_size=max_shard_size,
+        frozen = any(param.frozen_dtype for param in params.values())
+        write_checkpoint(save_directory, tensors, max_shard_size=max_shard_size, checksum=frozen,
                          extra_files={CONFIG_NAME: config.to_json_string()})
 
     def get_config(self) -> dict[str, Any]:
@@ -277,7 +281,20 @@ class TFPreTrainedModel(keras.Model):
         """A model with initial weights, from a configuration or from what `get_config` gave."""
         if isinstance(config, PretrainedConfig):
             return cls(config)
-        return cls(cls.config_class.from_dict(config["config"]), **{k: v for k, v in config.items() if k != "config"})
+        options = {name: value for name, value in config.items() if name != "config"}
+        model = cls(cls.config_class.from_dict(config["config"]), initialise=False, **options)
+        model._initialise(param for param in model.params().values() if param.frozen_dtype is None)
+        return model
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load a `.weights.h5` file, as in Keras."""
+        super().load_weights(*args, **kwargs)
+        self.base_model.weights_changed()
+
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Set all variables, as in Keras."""
+        super().set_weights(weights)
+        self.base_model.weights_changed()
 
     def __dir__(self) -> list[str]:
         """All names but `base_model`: Keras saves what it finds here, and would find the encoder twice."""
@@ -296,7 +313,8 @@ class TFPreTrainedModel(keras.Model):
                 default would make the ids floats.
             **kwargs: as for Keras, e.g. `format`.
         """
-        _Served(self).export(filepath, *args, input_signature=input_signature or [self.serving_signature()], **kwargs)
+        with use_kernels(PORTABLE):  # what is exported runs where bertkit is not
+            _Served(self).export(filepath, *args, input_signature=input_signature or [self.serving_signature()], **kwargs)
 
     def serving_signature(self) -> dict[str, tf.TensorSpec]:
         """Inputs that an exported model takes, by name."""
@@ -401,6 +419,7 @@ class TFPreTrainedModel(keras.Model):
 
     def set_input_embeddings(self, value: Block) -> None:
         """Replace the word embeddings; a tied decoder follows."""
+        check_changeable(self.config)
         self.base_model.embeddings.replace("word_embeddings", value)
         self.tie_weights()
 
@@ -411,6 +430,7 @@ class TFPreTrainedModel(keras.Model):
 
     def set_output_embeddings(self, new_embeddings: Block) -> None:
         """Replace the decoder onto the vocabulary."""
+        check_changeable(self.config)
         head = self._language_model_head()
         if head is None:
             raise BertkitError(f"{type(self).__name__} has no output embeddings")
@@ -435,7 +455,7 @@ class TFPreTrainedModel(keras.Model):
             The word embeddings.
 
         Raises:
-            ConfigError: for a number that leaves no words, or not the padding token.
+            ConfigError: for a number that leaves no words, or not the padding token, or for a frozen model.
         """
         rows = resized_vocabulary(self.config, new_num_tokens, pad_to_multiple_of)
         old = {p.name: p for p in self.params().values() if p.stored}
@@ -458,7 +478,7 @@ class TFPreTrainedModel(keras.Model):
             heads_to_prune: heads by layer, in the numbering before any pruning.
 
         Raises:
-            ConfigError: for layers or heads that do not exist, or a layer that would have none left.
+            ConfigError: for layers or heads that do not exist, or a layer that would have none left, or for a frozen model.
         """
         pruned, kept = plan_pruning(self.config, heads_to_prune)
         for layer, heads in kept.items():
@@ -516,12 +536,15 @@ class TFEncoderModel(OutputChoices, TFPreTrainedModel):
     @property
     def embedding_width(self) -> int:
         """Width of `inputs_embeds`."""
-        return self.embeddings.word_embeddings.embeddings.shape[1]
+        return _table(self.embeddings.word_embeddings).shape[1]
 
     @property
     def max_tokens(self) -> int:
         """Longest sequence that the position table covers."""
         return self.config.max_position_embeddings
+
+    def weights_changed(self) -> None:
+        """Bring up to date what was made of the variables."""
 
     def check_inputs(self, *, past: int = 0, **inputs: tf.Tensor | None) -> None:
         """Refuse inputs that do not fit, with one error.
@@ -545,9 +568,15 @@ class TFEncoderModel(OutputChoices, TFPreTrainedModel):
 
     def _tables(self) -> dict[str, int]:
         tables = self.embeddings
-        return {"input_ids": tables.word_embeddings.embeddings.shape[0],
-                "token_type_ids": tables.token_type_embeddings.embeddings.shape[0],
-                "position_ids": tables.position_embeddings.embeddings.shape[0]}
+        return {"input_ids": _table(tables.word_embeddings).shape[0],
+                "token_type_ids": _table(tables.token_type_embeddings).shape[0],
+                "position_ids": _table(tables.position_embeddings).shape[0]}
+
+
+def _table(embeddings: Block) -> keras.Variable:
+    """The table of embeddings, in floating point or frozen."""
+    frozen = getattr(embeddings, "weight_integer", None)
+    return embeddings.embeddings if frozen is None else frozen
 
 
 class LayerStack(Block):

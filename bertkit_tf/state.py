@@ -29,7 +29,8 @@ RESERVED = {"input": "input_", "output": "output_"}
 AXES = {"kernel": (1, 0), "conv": (2, 3, 0, 1)}
 """Order of the axes on disk that gives Keras's, by kind; others are the same."""
 
-DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64",
+               "int8": "I8", "int32": "I32", "int64": "I64"}
 
 
 def get_variable(model: Any, param: Param) -> keras.Variable:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
+from bertkit_tf.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference, Packed
 from bertkit_tf.layers import Block, Dropout, Pooler, additive_mask, attend, dropout, keep_rows, merge_heads, size, split_heads
 from bertkit_tf.modeling import LayerStack, TFEncoderModel, head_masks, unpack_inputs
 from bertkit_tf.outputs import TFBaseModelOutputWithPoolingAndCrossAttentions
@@ -58,10 +59,8 @@ class IBertEmbeddings(Block):
         self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def call(self, input_ids: tf.Tensor | None, inputs_embeds: tf.Tensor | None, token_type_ids: tf.Tensor | None,
+    def call(self, input_ids: tf.Tensor | None, inputs_embeds: tf.Tensor | None, token_type_ids: tf.Tensor,
              position_ids: tf.Tensor, training: bool | None) -> Quantised:
-        if token_type_ids is None:
-            token_type_ids = tf.zeros_like(position_ids)
         words = self.word_embeddings(input_ids) if inputs_embeds is None else (inputs_embeds, None)
         hidden = self.embeddings_act1(*words, *self.token_type_embeddings(token_type_ids), training=training)
         hidden = self.embeddings_act1(*hidden, *self.position_embeddings(position_ids), training=training)
@@ -218,12 +217,15 @@ class IBertEncoder(LayerStack):
         return super().run(layer, hidden, *inputs, training=training, **options)
 
 
-class TFIBertModel(TFEncoderModel, variant=IBERT):
-    """I-BERT without a head: in float, or simulating its integer arithmetic where `config.quant_mode` is set.
+class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
+    """I-BERT without a head: in float, simulating its integer arithmetic where `config.quant_mode` is set, or in integers.
 
     Training mode gathers the range of every activation, in float as well. The usual way is to fine-tune in float,
     to load the result with `quant_mode=True`, and to go on training with a small learning rate. Float mode gives
     each fully masked row of attention equal probabilities; quantised, they are rounded down to 1/256.
+
+    `bertkit_tf.freeze` makes the model that computes in integers, and `config.integer_format` says that it is one. Its
+    encoder is not trained any more. Probabilities of fully masked rows, and hidden states of padding, are 0 there.
 
     Args:
         config: the configuration.
@@ -244,9 +246,10 @@ class TFIBertModel(TFEncoderModel, variant=IBERT):
     """
 
     def assemble(self, config: IBertConfig, add_pooling_layer: bool) -> None:
-        self.embeddings = IBertEmbeddings(config)
-        self.encoder = IBertEncoder(config)
+        self.embeddings = IBertEmbeddings(config) if config.integer_format is None else IntegerEmbeddings(config)
+        self.encoder = IBertEncoder(config) if config.integer_format is None else IntegerEncoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
+        self._packed = Packed()
 
     @property
     def max_tokens(self) -> int:
@@ -294,18 +297,42 @@ class TFIBertModel(TFEncoderModel, variant=IBERT):
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                           token_type_ids=token_type_ids, position_ids=position_ids)
-        if self.config.quant_mode and not training:
-            check_calibrated(self)
         if position_ids is None:
             position_ids = self.positions(input_ids, inputs_embeds)
-        hidden, scale = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids, training)
-        encoded = self.encoder(hidden, scale, additive_mask(attention_mask, hidden.dtype), head_mask,
-                               training=training, **self.flags(output_attentions, output_hidden_states))
+        if token_type_ids is None:
+            token_type_ids = tf.zeros_like(position_ids)
+        flags = self.flags(output_attentions, output_hidden_states)
+        if self.config.integer_format is not None:
+            words = input_ids if inputs_embeds is None else inputs_embeds
+            encoded = self.encode(words, attention_mask, token_type_ids, position_ids, head_mask, **flags)
+        else:
+            encoded = self.simulate(input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
+                                    training, **flags)
         pooled = None if self.pooler is None else self.pooler(encoded["last_hidden_state"])
         return self.finish(TFBaseModelOutputWithPoolingAndCrossAttentions(pooler_output=pooled, **encoded), return_dict)
 
+    def simulate(self, input_ids: tf.Tensor | None, inputs_embeds: tf.Tensor | None, attention_mask: tf.Tensor | None,
+                 token_type_ids: tf.Tensor, position_ids: tf.Tensor, head_mask: tf.Tensor | None, training: bool | None,
+                 **flags: bool) -> dict[str, Any]:
+        """Hidden states and probabilities in floating point, as if by integers where `config.quant_mode` is set."""
+        if self.config.quant_mode and not training:
+            check_calibrated(self)
+        hidden, scale = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids, training)
+        return self.encoder(hidden, scale, additive_mask(attention_mask, hidden.dtype), head_mask, training=training, **flags)
 
-class TFIBertForMaskedLM(MaskedLM, encoder=TFIBertModel, lm_head=RobertaLanguageModelHead):
+
+class IBertLanguageModelHead(RobertaLanguageModelHead):
+    """Scores of all words for each token; the decoder of a frozen model has 8 bit weights."""
+
+    @staticmethod
+    def make_decoder(config: IBertConfig) -> Block:
+        """The linear layer onto the vocabulary."""
+        if config.integer_format is None:
+            return RobertaLanguageModelHead.make_decoder(config)
+        return IntegerDecoder(config.hidden_size, config.vocab_size)
+
+
+class TFIBertForMaskedLM(MaskedLM, encoder=TFIBertModel, lm_head=IBertLanguageModelHead):
     """I-BERT with a language-model head over masked words; the head computes in float."""
 
 
