@@ -119,16 +119,17 @@ template <int sum, int a, int b, typename A>
 void tile_dot() {
     static_assert(sum != a && sum != b && a != b, "#UD");
     static_assert(kTileBytes == 4 * kTileRows, "a has as many groups of four columns as b has rows");
-    uint8_t(&sums)[kTileRows][kTileBytes] = tile_bytes<sum>();
+    auto &sums = tile_bytes<sum>(), &rows = tile_bytes<a>(), &columns = tile_bytes<b>();
     for (int row = 0; row < kTileRows; ++row) {
-        for (int column = 0; column < kTileBytes; column += 4) {
-            int32_t total;
-            std::memcpy(&total, &sums[row][column], 4);
-            for (int k = 0; k < kTileBytes; ++k) {
-                total += A(tile_bytes<a>()[row][k]) * int8_t(tile_bytes<b>()[k / 4][column + k % 4]);
+        int32_t totals[kTileBytes / 4];
+        std::memcpy(totals, sums[row], sizeof totals);
+        for (int k = 0; k < kTileBytes; ++k) {
+            const int32_t factor = A(rows[row][k]);
+            for (int column = 0; column < kTileBytes / 4; ++column) {
+                totals[column] += factor * int8_t(columns[k / 4][column * 4 + k % 4]);
             }
-            std::memcpy(&sums[row][column], &total, 4);
         }
+        std::memcpy(sums[row], totals, sizeof totals);
     }
 }
 
