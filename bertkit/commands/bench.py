@@ -1,0 +1,83 @@
+"""bertkit bench: our models beside the other engines, side by side in one run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from bertkit.commands.terminal import show, show_json
+
+SUMMARY = "measure latency and memory beside other engines, in processes that take turns"
+EXAMPLES = """\
+  bertkit bench ibert
+  bertkit bench ibert --lengths 128 --batches 1,8 --rounds 30 --picture ibert.svg
+  bertkit bench ibert --only torch-eager,'openvino-*','bertkit-torch-*' --keep models/ --json
+  pip install 'bertkit[bench]'                       the other engines; one that is not installed is named as absent"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", choices=["ibert"], help="which model: I-BERT in the size of RoBERTa-base")
+    parser.add_argument("--lengths", type=_numbers, default=[32, 128, 384, 512], metavar="N,...",
+                        help="tokens of a sequence (default: 32,128,384,512)")
+    parser.add_argument("--batches", type=_numbers, default=[1, 8, 32], metavar="N,...",
+                        help="sequences at once (default: 1,8,32)")
+    parser.add_argument("--threads", type=_positive, default=2, metavar="N", help="threads of each engine (default: 2)")
+    parser.add_argument("--rounds", type=_positive, default=15, metavar="N", help="turns of each engine (default: 15)")
+    parser.add_argument("--layers", type=_positive, default=12, metavar="N", help="layers of the model (default: 12)")
+    parser.add_argument("--only", type=_words, default=[], metavar="NAME,...",
+                        help="these engines only; * stands for anything (default: all; a wrong name shows all)")
+    parser.add_argument("--keep", metavar="DIR", help="keep the models that are made for the engines here, for further runs")
+    parser.add_argument("--picture", metavar="FILE", help="draw the comparison: .svg, .png or .pdf")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print."""
+    from bertkit.bench import ibert
+    from bertkit.bench.report import as_text, check_picture, draw
+    from bertkit.bench.rounds import measure
+    from bertkit.bench.subjects import Setup, choose
+    from bertkit.core.errors import InputError
+    from bertkit.core.ibert import IBertConfig
+
+    subjects = choose(list(ibert.SUBJECTS.values()), arguments.only)
+    if arguments.picture:
+        check_picture(arguments.picture)
+    config = IBertConfig(**ibert.ROBERTA, num_hidden_layers=arguments.layers)
+    most = config.max_position_embeddings - config.first_position
+    if max(arguments.lengths) > most:
+        raise InputError(f"lengths: got {max(arguments.lengths)}, expected at most {most}, the positions of RoBERTa-base")
+    shapes = [(batch, length) for batch in arguments.batches for length in arguments.lengths]
+    with tempfile.TemporaryDirectory(prefix="bertkit-bench-") as temporary:
+        directory = Path(arguments.keep, f"ibert-{arguments.layers}") if arguments.keep else Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        setup = Setup(str(directory.resolve()), arguments.threads, config.to_dict(), ibert.weights(config.to_dict()))
+        found = measure(ibert.__name__, subjects, setup, shapes, arguments.rounds)
+    if arguments.picture:
+        draw(found, arguments.picture, f"I-BERT beside other engines: speed-up over {found['baseline']}, "
+                                       f"{found['threads']} threads, {found['machine']['cpu']}")
+    if arguments.json:
+        show_json(found)
+    else:
+        show(as_text(found))
+    if not any("seconds" in row for shape in found["shapes"] for row in shape["subjects"]):
+        print("bertkit bench: nothing could be measured", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _numbers(text: str) -> list[int]:
+    return [_positive(word) for word in _words(text)]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in (part.strip() for part in text.split(",")) if word]
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.strip().isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above zero")
+    return number
