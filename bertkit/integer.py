@@ -99,17 +99,17 @@ class IntegerEmbedding(IntegerModule):
 
     Args:
         rows, columns: size of the table.
-        scaled: whether it knows the scale of its integers.
+        scaled: whether it knows the scales of its integers.
     """
 
     def __init__(self, rows: int, columns: int, scaled: bool = False) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = rows, columns
         self.integers("weight_integer", rows, columns, dtype=torch.int8)
-        self.integers("multiplier", 1)
-        self.integers("right_shift", 1)
+        self.integers("multiplier", columns)
+        self.integers("right_shift", columns)
         if scaled:
-            self.integers("weight_scaling_factor", 1, dtype=torch.float32)
+            self.integers("weight_scaling_factor", columns, dtype=torch.float32)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up `ids` [...]: integers [..., columns] at the scale of the sum of all tables."""
@@ -369,12 +369,17 @@ class IntegerDecoder(IntegerModule):
     @property
     def weight(self) -> Tensor:
         """[words, inputs] in the dtype of the bias; made at the first call, and then kept."""
-        weight = self._weight
-        if weight is None:
-            weight = (self.weight_integer * self.weight_scaling_factor[:, None]).to(self.bias.dtype)
-            if not torch.compiler.is_compiling():
-                self._weight = weight
-        return weight
+        if self._weight is not None:
+            return self._weight
+        if torch.compiler.is_compiling():
+            return self.as_floats()
+        with torch.inference_mode(False):  # what is kept must serve training, too
+            self._weight = self.as_floats()
+        return self._weight
+
+    def as_floats(self) -> Tensor:
+        """The integers times their scales."""
+        return (self.weight_integer * self.weight_scaling_factor[:, None]).to(self.bias.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self._weight = None
@@ -414,10 +419,9 @@ class IntegerInference:
             words = self.embeddings.quantised(words, token_type_ids)
         states, probabilities = self.integers(words, attention_mask, token_type_ids, position_ids, head_mask,
                                               output_attentions, output_hidden_states)
-        last = states[-1] * self.scales()[-1]
-        hidden_states = None
-        if output_hidden_states:
-            hidden_states = (*(s * scale for s, scale in zip(states[:-1], self.scales(), strict=False)), last)
+        layers = len(self.encoder.layer)
+        last = states[-1] * self.scale(layers)
+        hidden_states = (*(states[index] * self.scale(index) for index in range(layers)), last) if output_hidden_states else None
         return {
             "last_hidden_state": last.to(self.head_dtype),
             "hidden_states": hidden_states,
@@ -442,10 +446,10 @@ class IntegerInference:
             position_ids.expand_as(words), mask, len(self.encoder.layer) + 1 if output_hidden_states else 1)
         return list(states.unbind()), []
 
-    def scales(self) -> list[Tensor]:
-        """The scales of each hidden state, [E]."""
-        blocks = [self.embeddings, *(layer.output for layer in self.encoder.layer)]
-        return [block.output_activation.act_scaling_factor for block in blocks]
+    def scale(self, layers: int) -> Tensor:
+        """The scales of the hidden state behind so many layers, [E]."""
+        block = self.encoder.layer[layers - 1].output if layers else self.embeddings
+        return block.output_activation.act_scaling_factor
 
     @torch.compiler.assume_constant_result
     def packed(self) -> Tensor:

@@ -82,16 +82,16 @@ class IntegerEmbedding(IntegerBlock):
 
     Args:
         rows, columns: size of the table.
-        scaled: whether it knows the scale of its integers.
+        scaled: whether it knows the scales of its integers.
     """
 
     def __init__(self, rows: int, columns: int, scaled: bool = False) -> None:
         super().__init__()
         self.weight_integer = self.integers("weight_integer", rows, columns, dtype="int8")
-        self.multiplier = self.integers("multiplier", 1)
-        self.right_shift = self.integers("right_shift", 1)
+        self.multiplier = self.integers("multiplier", columns)
+        self.right_shift = self.integers("right_shift", columns)
         if scaled:
-            self.weight_scaling_factor = self.integers("weight_scaling_factor", 1, dtype="float32")
+            self.weight_scaling_factor = self.integers("weight_scaling_factor", columns, dtype="float32")
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         """Look up `ids` [...]: integers [..., columns] at the scale of the sum of all tables."""

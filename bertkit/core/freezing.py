@@ -28,8 +28,6 @@ FINEST_SCORES = 2.0**-14
 """Scores at a finer scale than this one are shifted until they are not: their polynomial then fits 32 bits."""
 COARSEST_SCORES = 0.25
 """Scores at a coarser scale know exp() only in steps of more than a fifth."""
-FINEST_GELU = 1e-6
-"""Inputs of GELU are at no finer scale, so that its polynomial fits 63 bits."""
 
 
 class FreezeError(BertkitError):
@@ -153,8 +151,11 @@ class Freezer:
 
     def channels(self, name: str) -> Channels:
         """The scales of an activation of 8 bits that may have one for each channel."""
-        factors = self.tensors.get(f"{name}.channel_scale")
-        return Channels(self.scale(name, 8), 1.0 if factors is None else factors)
+        scale, factors = self.scale(name, 8), self.tensors.get(f"{name}.channel_scale")
+        if factors is None:
+            return Channels(scale)
+        largest = (scale * factors).max()
+        return Channels(largest, scale * factors / largest)
 
     # -- parts ------------------------------------------------------------------------------------------------------
     def embeddings(self) -> None:
@@ -163,11 +164,11 @@ class Freezer:
         for kind in ("word", "token_type", "position"):
             name = f"embeddings.{kind}_embeddings"
             table = self.tensors[f"{name}.weight"]
-            scale = np.float32(max(np.abs(table).max(), np.float32(constants.SMALLEST_PEAK)) / np.float32(127))
+            scale = np.maximum(np.abs(table).max(0), np.float32(constants.SMALLEST_PEAK)) / np.float32(127)
             self.put(name, weight_integer=quantised(table, scale).astype(np.int8))
             self.rescale(name, scale / np.float64(total), 128)
             if kind == "token_type":
-                self.put(name, weight_scaling_factor=np.array([scale]))
+                self.put(name, weight_scaling_factor=scale)
         self.put("embeddings.embeddings_act1", act_scaling_factor=np.array([total]))
         self.norm("embeddings")
 
@@ -237,7 +238,7 @@ class Freezer:
 
     def gelu(self, name: str, target: Channels) -> None:
         """The first half of the feed-forward network: a linear layer, GELU, and the way to 8 bits."""
-        scale, bound = self.linear(f"{name}.dense", self.stream, FINEST_GELU)
+        scale, bound = self.linear(f"{name}.dense", self.stream, constants.FINEST_GELU)
         inner = scale / constants.GELU_ROOT
         clip = -np.floor(constants.GELU_SHIFT / inner)
         one = np.floor(1 / constants.GELU_SQUARE / inner**2)

@@ -116,6 +116,8 @@ class IBertConfig(PretrainedConfig):
                          f"{self.first_position}, where positions start (pad_token_id + 1)")
         if self.integer_format is not None and (not self.quant_mode or self.force_dequant != "none" or self.hf_compat_scales):
             found.append("integer_format: a frozen model has quant_mode=True, force_dequant='none' and hf_compat_scales=False")
+        if self.channel_scales and self.hf_compat_scales:
+            found.append("channel_scales and hf_compat_scales: transformers knows no scales for each channel")
         return found
 
     @property
@@ -254,8 +256,8 @@ def _frozen(config: IBertConfig) -> Params:
     rows = {"word": config.vocab_size, "token_type": config.type_vocab_size, "position": config.max_position_embeddings}
     for name, size in rows.items():
         yield Param(f"embeddings.{name}_embeddings.weight_integer", (size, width), "int8")
-        yield from _rescaling(f"embeddings.{name}_embeddings", 1)
-    yield Param("embeddings.token_type_embeddings.weight_scaling_factor", (1,), "scale")
+        yield from _rescaling(f"embeddings.{name}_embeddings", width)
+    yield Param("embeddings.token_type_embeddings.weight_scaling_factor", (width,), "scale")
     yield Param("embeddings.embeddings_act1.act_scaling_factor", (1,), "scale")
     yield from under("embeddings", _integer_norm(width))
     for layer in range(config.num_hidden_layers):

@@ -21,6 +21,8 @@ GELU_SQUARE, GELU_SHIFT = -0.2888, -1.769
 """erf(x) is about sign(x) * (GELU_SQUARE * (min(|x|, -GELU_SHIFT) + GELU_SHIFT)**2 + 1)."""
 GELU_ROOT = 1.4142
 GELU_DROPPED_BITS = 14
+FINEST_GELU = 1e-6
+"""Inputs of GELU are at no finer scale, so that its polynomial fits 63 bits."""
 
 LN_2 = 0.6931
 EXP_SQUARE, EXP_LINEAR = 0.35815147, 0.96963238

@@ -296,7 +296,7 @@ private:
         int32_t* sums = team.memory.sums + team.thread * width_;
         for (int64_t row = team.rows.begin + share.begin; row < team.rows.begin + share.end; ++row) {
             add_tables(embeddings, memory_.tokens[row], sums);
-            layer_norm(sums, dims_.width, embeddings.norm, Product::kFlip, memory_.stream + row * width_);
+            layer_norm(sums, width_, 1, dims_.width, embeddings.norm, Product::kFlip, memory_.stream + row * width_, width_);
             publish(0, row);
         }
     }
@@ -305,13 +305,11 @@ private:
         const int8_t* word = call_.words + call_.word_ids[token] * dims_.width;
         const int8_t* type = call_.types + call_.type_ids[token] * dims_.width;
         const int8_t* position = call_.positions + call_.position_ids[token] * dims_.width;
-        const Scales words = scales(embeddings.words, 0), types = scales(embeddings.types, 0),
-                     positions = scales(embeddings.positions, 0);
         for (int64_t column = 0; column < dims_.width; column += kLanes) {
             const int count = int(minimum(kLanes, dims_.width - column));
-            const Wide parts[] = {rescale(load_first_bytes(word + column, count), words),
-                                  rescale(load_first_bytes(type + column, count), types),
-                                  rescale(load_first_bytes(position + column, count), positions)};
+            const Wide parts[] = {rescale(load_first_bytes(word + column, count), scales(embeddings.words, column)),
+                                  rescale(load_first_bytes(type + column, count), scales(embeddings.types, column)),
+                                  rescale(load_first_bytes(position + column, count), scales(embeddings.positions, column))};
             const Wide two = saturate<kEmbeddingBits>(add(parts[0], parts[1]));
             store(sums + column, narrow(saturate<kEmbeddingBits>(add(two, parts[2]))));
         }
@@ -351,10 +349,8 @@ private:
         team.wait();
         team.clock.mark(BK_ATTENTION_OUTPUT);
         const Range share = team.share(rows.size());
-        for (int64_t row = share.begin; row < share.end; ++row) {
-            layer_norm(team.memory.sums + row * width_, dims_.width, output.norm, Product::kFlip,
-                       team.memory.middle + row * width_);
-        }
+        layer_norm(team.memory.sums + share.begin * width_, width_, share.size(), dims_.width, output.norm, Product::kFlip,
+                   team.memory.middle + share.begin * width_, width_);
         team.wait();
         team.clock.mark(BK_ATTENTION_NORM);
     }
@@ -370,11 +366,9 @@ private:
         team.wait();
         team.clock.mark(BK_OUTPUT);
         const Range share = team.share(rows.size());
-        for (int64_t row = share.begin; row < share.end; ++row) {
-            layer_norm(team.memory.sums + row * width_, dims_.width, output.norm, Product::kFlip,
-                       memory_.stream + (rows.begin + row) * width_);
-            publish(state, rows.begin + row);
-        }
+        layer_norm(team.memory.sums + share.begin * width_, width_, share.size(), dims_.width, output.norm, Product::kFlip,
+                   memory_.stream + (rows.begin + share.begin) * width_, width_);
+        for (int64_t row = rows.begin + share.begin; row < rows.begin + share.end; ++row) publish(state, row);
         team.clock.mark(BK_OUTPUT_NORM);
     }
 

@@ -90,7 +90,7 @@ struct Layer {
 };
 
 struct Embeddings {
-    Rescaling words, types, positions;  ///< the same number for each lane
+    Rescaling words, types, positions;
     Norm norm;
 };
 
@@ -112,7 +112,7 @@ inline Residual take_residual(Walk& walk, int64_t inputs, int64_t width) {
 }
 
 inline Embeddings take_embeddings(Walk& walk, const Dims& dims) {
-    return {take_rescaling(walk, kLanes), take_rescaling(walk, kLanes), take_rescaling(walk, kLanes),
+    return {take_rescaling(walk, dims.width), take_rescaling(walk, dims.width), take_rescaling(walk, dims.width),
             take_norm(walk, dims.width)};
 }
 
@@ -198,10 +198,8 @@ inline bool pack_softmax(Tensors& tensors, Softmax* to) {
     std::memcpy(&softmax, tensors.take<int32_t>(), 4 * sizeof(int32_t));
     softmax.multiplier = tensors.number<int32_t>();
     softmax.right_shift = tensors.number<int32_t>();
-    if (!softmax.fits()) return false;
-    softmax.set_inverse();
     std::memcpy(to, &softmax, sizeof softmax);
-    return true;
+    return softmax.fits();
 }
 
 inline bool pack_layer(Tensors& tensors, const Dims& dims, const Layer& to) {
@@ -238,9 +236,9 @@ inline int pack(const void* from, const void* const* arrays, void* weights) {
     Tensors tensors(arrays);
     Walk walk(static_cast<char*>(weights));
     const Embeddings embeddings = take_embeddings(walk, dims);
-    pack_uniform_rescaling(tensors, embeddings.words);
-    pack_uniform_rescaling(tensors, embeddings.types);
-    pack_uniform_rescaling(tensors, embeddings.positions);
+    pack_rescaling(tensors, dims.width, embeddings.words);
+    pack_rescaling(tensors, dims.width, embeddings.types);
+    pack_rescaling(tensors, dims.width, embeddings.positions);
     pack_norm(tensors, dims.width, embeddings.norm);
     for (int64_t layer = 0; layer < dims.layers; ++layer) {
         if (!pack_layer(tensors, dims, take_layer(walk, dims, dims.heads(layer)))) return BK_BAD_ARGUMENT;
