@@ -69,6 +69,8 @@ int64_t operations(int64_t count, const int32_t* x, const int32_t* y, const int3
             store_bytes(reinterpret_cast<int8_t*>(stored), vsmall, uint8_t(flip));
             put_bytes(stored);
         }
+        store_bytes(reinterpret_cast<int8_t*>(stored), wa, 0x80);
+        put_bytes(stored);
         put(load_first_bytes(bytes + at, kLanes));
         store_first_bytes(reinterpret_cast<int8_t*>(stored), vx, 0, kLanes);
         put_bytes(stored);
@@ -77,14 +79,14 @@ int64_t operations(int64_t count, const int32_t* x, const int32_t* y, const int3
         store_unsigned_bytes(stored, maximum(vx, broadcast(0)));
         put_bytes(stored);
         for (Vector result : {vx, broadcast(-7), add(vx, vy), subtract(vx, vy), multiply(vx, vy), minimum(vx, vy),
-                              maximum(vx, vy), absolute(vx), shift_left<9>(vx), shift_right(vx, 0), shift_right(vx, 31),
-                              first_lanes(vx, kLanes), narrow(spread(vx)), multiply_high(vx, wb),
-                              multiply_high(vx, spread(vy))}) {
+                              maximum(vx, vy), absolute(vx), shift_left<9>(vx), shift_right<1>(vx),
+                              shift_right(vx, vsmall), multiply_short(vsmall, vsmall), first_lanes(vx, kLanes),
+                              narrow(spread(vx)), high(wa)}) {
             put(result);
         }
         for (Wide result : {wa, broadcast_wide(-7), widen(vx), widen_counts(vsmall), product(wa, wb),
-                            product(spread(vx), spread(vy)), add(wa, wb), minimum(wa, wb), maximum(wa, wb),
-                            shift_left(wa, wcounts), shift_right(wa, wcounts), shift_right<1>(wa), shift_right<14>(wa),
+                            product(spread(vx), spread(vy)), unsigned_product(wa, wb), add(wa, wb), minimum(wa, wb),
+                            maximum(wa, wb), shift_left(wa, wcounts), shift_right(wa, wcounts), shift_right<1>(wa), shift_right<14>(wa),
                             negated_where_negative(wa, vx)}) {
             put_wide(result);
         }

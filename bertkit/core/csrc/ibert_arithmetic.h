@@ -39,7 +39,7 @@ inline Wide saturate(Wide x) {
     return maximum(minimum(x, broadcast_wide(kLargest)), broadcast_wide(-kLargest - 1));
 }
 
-constexpr int kStreamBits = 8, kEmbeddingBits = 16, kNormBits = 22;
+constexpr int kEmbeddingBits = 16, kNormBits = 22;
 
 // -- GELU -----------------------------------------------------------------------------------------------------------
 struct Gelu {
@@ -70,46 +70,56 @@ inline Wide gelu(Vector x, const Gelus& by) {
 }
 
 // -- softmax --------------------------------------------------------------------------------------------------------
+/// Constants as in the oracle.
 struct Softmax {
-    int32_t drop, step, linear, one;  ///< as in the oracle
-    uint32_t inverse_step;            ///< 2**32 / step, rounded up
-    int32_t multiplier, right_shift;
+    int32_t drop, step, linear, one, multiplier, right_shift;
 
-    /// Whether quotients of up to kExpBits * step are exact by way of the inverse, and fit: true for what freezing makes.
-    bool fits() const { return step >= 3 && int64_t(kExpBits) * step * step < int64_t(1) << 32 && 0 <= drop && drop <= 31; }
+    static constexpr int32_t kExpBits = 30, kLargestExp = (1 << 15) - 1;
 
-    void set_inverse() { inverse_step = uint32_t((int64_t(1) << 32) / step + 1); }
-
-    static constexpr int32_t kExpBits = 30;
+    /// Whether quotients of numbers up to kExpBits * step are exact by way of 2**32 / step: so they are after freezing.
+    bool fits() const { return step >= 3 && int64_t(kExpBits) * step * step < int64_t(1) << 32; }
 };
 
-/// exp(x) of x <= 0 in 15 bits.
-struct Exponential {
-    int drop;
-    Vector limit, step, linear, one, shift;
-    Wide inverse_step, multiplier;
-
+/// exp(x) of x <= 0 in 15 bits. Numbers stay negative here: that spares their negation.
+class Exponential {
+public:
     explicit Exponential(const Softmax& by)
-        : drop(by.drop),
-          limit(broadcast(Softmax::kExpBits * by.step)),
-          step(broadcast(by.step)),
-          linear(broadcast(by.linear)),
-          one(broadcast(by.one)),
-          shift(broadcast(by.right_shift - 1)),
-          inverse_step(spread(broadcast(int32_t(by.inverse_step)))),
-          multiplier(spread(broadcast(by.multiplier))) {}
+        : least_(broadcast(-Softmax::kExpBits * by.step)),
+          drop_(broadcast(by.drop)),
+          step_(broadcast(by.step)),
+          linear_(broadcast(by.linear)),
+          one_(broadcast(by.one)),
+          right_shift_(broadcast(by.right_shift)),
+          minus_inverse_step_(broadcast_wide(-((int64_t(1) << 32) / by.step + 1))),
+          multiplier_(spread(broadcast(by.multiplier))),
+          is_coarse_(by.right_shift <= 32) {}
 
     Vector operator()(Vector x) const {
-        constexpr int kLargestShift = 63, kLargest = (1 << 15) - 1;
-        const Vector below = minimum(subtract(broadcast(0), shift_right(x, drop)), limit);
-        const Vector halvings = multiply_high(below, inverse_step);
-        const Vector rest = subtract(below, multiply(halvings, step));
-        const Vector polynomial = subtract(one, multiply(rest, subtract(linear, rest)));
-        // To round, the last bit is shifted out apart: that spares the half, which would differ from lane to lane.
-        const Wide counts = widen_counts(minimum(add(halvings, shift), broadcast(kLargestShift - 1)));
-        const Wide twice = shift_right(product(spread(polynomial), multiplier), counts);
-        return shift_right(add(narrow(minimum(twice, broadcast_wide(2 * kLargest))), broadcast(1)), 1);
+        const Vector dropped = maximum(shift_right(x, drop_), least_);
+        const Vector halvings = high(product(spread(dropped), minus_inverse_step_));
+        const Vector rest = add(dropped, multiply_short(halvings, step_));
+        const Vector polynomial = add(one_, multiply(rest, add(linear_, rest)));
+        const Wide scaled = product(spread(polynomial), multiplier_);
+        // The last bit is shifted out apart, to round.
+        const Vector twice = is_coarse_ ? shift_coarse(scaled, halvings) : shift_fine(scaled, halvings);
+        return shift_right<1>(add(minimum(twice, broadcast(2 * Softmax::kLargestExp)), broadcast(1)));
     }
+
+private:
+    // By right_shift - 1 + halvings, 32 at least.
+    Vector shift_fine(Wide scaled, Vector halvings) const {
+        return shift_right(high(scaled), add(halvings, subtract(right_shift_, broadcast(33))));
+    }
+
+    // By less, so that the result may need more than 32 bits.
+    Vector shift_coarse(Wide scaled, Vector halvings) const {
+        const Wide twice = shift_right(scaled, widen_counts(add(halvings, subtract(right_shift_, broadcast(1)))));
+        return narrow(minimum(twice, broadcast_wide(2 * Softmax::kLargestExp)));
+    }
+
+    Vector least_, drop_, step_, linear_, one_, right_shift_;
+    Wide minus_inverse_step_, multiplier_;
+    bool is_coarse_;
 };
 
 /// A row of probabilities in 1/256. Scores become something else; up to the next multiple of kLanes there must be room.
@@ -126,11 +136,11 @@ inline void softmax(int32_t* scores, int64_t count, const Exponential& exponenti
         sums = add(sums, exps);
     }
     const int64_t sum = total(widen(sums)), quotient = (int64_t(1) << 32) / (sum > 1 ? sum : 1);
-    const Wide factor = spread(broadcast(int32_t(uint32_t(quotient < UINT32_MAX ? quotient : UINT32_MAX))));
+    const Wide factor = broadcast_wide(quotient < UINT32_MAX ? quotient : UINT32_MAX);
     for (int64_t key = 0; key < count; key += kLanes) {
         // exps * factor + 2**23 >> 24, with the last bit shifted out apart
-        const Vector twice = multiply_high(shift_left<9>(load(scores + key)), factor);
-        store_unsigned_bytes(probabilities + key, shift_right(add(twice, broadcast(1)), 1));
+        const Vector twice = high(unsigned_product(spread(shift_left<9>(load(scores + key))), factor));
+        store_unsigned_bytes(probabilities + key, shift_right<1>(add(twice, broadcast(1))));
     }
 }
 
@@ -154,16 +164,22 @@ inline int64_t floor_divide(int64_t x, int64_t y) { return x / y - (x % y < 0); 
 
 /// The mean of a row, rounded to the nearest integer, ties up. Beyond `width` there are zeros.
 inline int64_t mean(const int32_t* row, int64_t width) {
-    Wide sum = broadcast_wide(0);
-    for (int64_t column = 0; column < width; column += kLanes) sum = add(sum, widen(load(row + column)));
-    return floor_divide(2 * total(sum) + width, 2 * width);
+    constexpr int64_t kBlock = 512 * kLanes;  // so many numbers of 22 bits add up in 32
+    int64_t sum = 0;
+    for (int64_t begin = 0; begin < width; begin += kBlock) {
+        const int64_t end = begin + kBlock < width ? begin + kBlock : width;
+        Vector sums = broadcast(0);
+        for (int64_t column = begin; column < end; column += kLanes) sums = add(sums, load(row + column));
+        sum += total(widen(sums));
+    }
+    return floor_divide(2 * sum + width, 2 * width);
 }
 
 /// 2**31 over the square root of the sum of the squares of centred numbers.
 inline int64_t inverse_deviation(const int32_t* row, int64_t width, Vector middle, int shift) {
     Wide squares = broadcast_wide(0);
     for (int64_t column = 0; column < width; column += kLanes) {
-        Vector root = shift_right(subtract(load(row + column), middle), shift);
+        Vector root = shift_right(subtract(load(row + column), middle), broadcast(shift));
         if (column + kLanes > width) root = first_lanes(root, int(width - column));
         squares = add(squares, product(spread(root), spread(root)));
     }
@@ -172,20 +188,33 @@ inline int64_t inverse_deviation(const int32_t* row, int64_t width, Vector middl
     return factor < INT32_MAX ? factor : INT32_MAX;
 }
 
-/// A row of 22 bits becomes one of 8. Both go up to the next multiple of kLanes, where the gain is 0.
-inline void layer_norm(const int32_t* row, int64_t width, const Norm& norm, uint8_t flip, int8_t* out) {
+/// Rows of 22 bits become rows of 8. Both go up to the next multiple of kLanes, where the gain is 0.
+inline void layer_norm(const int32_t* in, int64_t in_stride, int64_t rows, int64_t width, const Norm& norm, uint8_t flip,
+                       int8_t* out, int64_t out_stride) {
+    constexpr int64_t kMostRows = 4;  // which share what is read of the columns, and wait for their roots at once
     int32_t shift;
     std::memcpy(&shift, norm.shift, sizeof shift);
-    const Vector middle = broadcast(int32_t(mean(row, width)));
-    const Wide factor = spread(broadcast(int32_t(inverse_deviation(row, width, middle, shift))));
-    for (int64_t column = 0; column < width; column += kLanes) {
-        // No centred number is twice the deviation or more, which has lost less than its last `shift` bits: 32 bits hold
-        // what is normed, and there is nothing to saturate.
-        const Wide centred = spread(subtract(load(row + column), middle));
-        const Wide normed = shift_right<1>(product(centred, factor));
-        const Wide scaled = add(product(normed, spread(load(norm.gain.multiplier + column))), load_wide(norm.offset + column));
-        const Wide result = shift_right(scaled, widen_counts(load(norm.gain.right_shift + column)));
-        store_bytes(out + column, narrow(saturate<kStreamBits>(result)), flip);
+    for (int64_t first = 0; first < rows; first += kMostRows) {
+        const int64_t count = rows - first < kMostRows ? rows - first : kMostRows;
+        Vector middles[kMostRows];
+        Wide factors[kMostRows];
+        for (int64_t i = 0; i < count; ++i) {
+            const int32_t* row = in + (first + i) * in_stride;
+            middles[i] = broadcast(int32_t(mean(row, width)));
+            factors[i] = broadcast_wide(inverse_deviation(row, width, middles[i], shift));
+        }
+        for (int64_t column = 0; column < width; column += kLanes) {
+            const Wide multiplier = spread(load(norm.gain.multiplier + column)), offset = load_wide(norm.offset + column),
+                       right_shift = widen_counts(load(norm.gain.right_shift + column));
+            for (int64_t i = 0; i < count; ++i) {
+                // No centred number is twice the deviation or more, which has lost less than its last `shift` bits: 32
+                // bits hold what is normed, and there is nothing to saturate.
+                const Vector centred = subtract(load(in + (first + i) * in_stride + column), middles[i]);
+                const Wide normed = shift_right<1>(product(spread(centred), factors[i]));
+                const Wide result = shift_right(add(product(normed, multiplier), offset), right_shift);
+                store_bytes(out + (first + i) * out_stride + column, result, flip);
+            }
+        }
     }
 }
 

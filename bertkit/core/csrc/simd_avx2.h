@@ -73,7 +73,12 @@ template <int kCount>
 inline Vector shift_left(Vector x) {
     return _mm256_slli_epi32(x, kCount);
 }
-inline Vector shift_right(Vector x, int count) { return _mm256_sra_epi32(x, _mm_cvtsi32_si128(count)); }
+inline Vector multiply_short(Vector x, Vector y) { return _mm256_madd_epi16(x, y); }
+inline Vector shift_right(Vector x, Vector counts) { return _mm256_srav_epi32(x, counts); }
+template <int kCount>
+inline Vector shift_right(Vector x) {
+    return _mm256_srai_epi32(x, kCount);
+}
 inline int32_t largest(Vector x) {
     __m128i half = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
@@ -96,16 +101,17 @@ inline Wide widen_counts(Vector x) {
 inline Vector narrow(Wide x) {
     return _mm256_blend_epi32(x.even, _mm256_shuffle_epi32(x.odd, kEvenTwice), kOddOfSecond);
 }
+inline Vector high(Wide x) { return _mm256_blend_epi32(_mm256_shuffle_epi32(x.even, kOddTwice), x.odd, kOddOfSecond); }
 inline Wide product(Wide x, Wide y) { return {_mm256_mul_epi32(x.even, y.even), _mm256_mul_epi32(x.odd, y.odd)}; }
-inline Vector multiply_high(Vector x, Wide y) {
-    const __m256i even = _mm256_mul_epu32(x, y.even), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y.odd);
-    return _mm256_blend_epi32(_mm256_shuffle_epi32(even, kOddTwice), odd, kOddOfSecond);
-}
+inline Wide unsigned_product(Wide x, Wide y) { return {_mm256_mul_epu32(x.even, y.even), _mm256_mul_epu32(x.odd, y.odd)}; }
 inline Wide add(Wide x, Wide y) { return {_mm256_add_epi64(x.even, y.even), _mm256_add_epi64(x.odd, y.odd)}; }
 inline __m256i minimum_64(__m256i x, __m256i y) { return _mm256_blendv_epi8(x, y, _mm256_cmpgt_epi64(x, y)); }
 inline __m256i maximum_64(__m256i x, __m256i y) { return _mm256_blendv_epi8(y, x, _mm256_cmpgt_epi64(x, y)); }
 inline Wide minimum(Wide x, Wide y) { return {minimum_64(x.even, y.even), minimum_64(x.odd, y.odd)}; }
 inline Wide maximum(Wide x, Wide y) { return {maximum_64(x.even, y.even), maximum_64(x.odd, y.odd)}; }
+inline void store_bytes(int8_t* to, Wide x, uint8_t flip) {
+    store_bytes(to, narrow(maximum(minimum(x, broadcast_wide(127)), broadcast_wide(-128))), flip);
+}
 inline Wide shift_left(Wide x, Wide counts) {
     return {_mm256_sllv_epi64(x.even, counts.even), _mm256_sllv_epi64(x.odd, counts.odd)};
 }

@@ -45,6 +45,10 @@ inline void store_bytes(int8_t* to, Vector x, uint8_t flip) {
     const __m128i bytes = _mm_xor_si128(_mm512_cvtsepi32_epi8(x), _mm_set1_epi8(char(flip)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 }
+inline void store_bytes(int8_t* to, Wide x, uint8_t flip) {
+    const __m128i bytes = _mm_unpacklo_epi8(_mm512_cvtsepi64_epi8(x.even), _mm512_cvtsepi64_epi8(x.odd));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_xor_si128(bytes, _mm_set1_epi8(char(flip))));
+}
 inline void store_first_bytes(int8_t* to, Vector x, uint8_t flip, int count) {
     const __m128i bytes = _mm_xor_si128(_mm512_cvtsepi32_epi8(x), _mm_set1_epi8(char(flip)));
     _mm_mask_storeu_epi8(to, mask_of_first(count), bytes);
@@ -65,21 +69,25 @@ template <int kCount>
 inline Vector shift_left(Vector x) {
     return _mm512_slli_epi32(x, kCount);
 }
-inline Vector shift_right(Vector x, int count) { return _mm512_sra_epi32(x, _mm_cvtsi32_si128(count)); }
+inline Vector multiply_short(Vector x, Vector y) { return _mm512_madd_epi16(x, y); }
+inline Vector shift_right(Vector x, Vector counts) { return _mm512_srav_epi32(x, counts); }
+template <int kCount>
+inline Vector shift_right(Vector x) {
+    return _mm512_srai_epi32(x, kCount);
+}
 inline int32_t largest(Vector x) { return _mm512_reduce_max_epi32(x); }
 
 // -- lanes of 64 bits -----------------------------------------------------------------------------------------------
-inline Wide spread(Vector x) { return {x, _mm512_srli_epi64(x, 32)}; }
+// A shuffle, and no shift: shifts are for one of two ports alone, and there are more of them.
+inline Wide spread(Vector x) { return {x, _mm512_shuffle_epi32(x, _MM_PERM_DDBB)}; }
 inline Wide widen(Vector x) {
     return {_mm512_srai_epi64(_mm512_slli_epi64(x, 32), 32), _mm512_srai_epi64(x, 32)};
 }
 inline Wide widen_counts(Vector x) { return {_mm512_maskz_mov_epi32(0x5555, x), _mm512_srli_epi64(x, 32)}; }
 inline Vector narrow(Wide x) { return _mm512_mask_shuffle_epi32(x.even, 0xaaaa, x.odd, _MM_PERM_CCAA); }
+inline Vector high(Wide x) { return _mm512_mask_shuffle_epi32(x.odd, 0x5555, x.even, _MM_PERM_DDBB); }
 inline Wide product(Wide x, Wide y) { return {_mm512_mul_epi32(x.even, y.even), _mm512_mul_epi32(x.odd, y.odd)}; }
-inline Vector multiply_high(Vector x, Wide y) {
-    const __m512i even = _mm512_mul_epu32(x, y.even), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y.odd);
-    return _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
-}
+inline Wide unsigned_product(Wide x, Wide y) { return {_mm512_mul_epu32(x.even, y.even), _mm512_mul_epu32(x.odd, y.odd)}; }
 inline Wide add(Wide x, Wide y) { return {_mm512_add_epi64(x.even, y.even), _mm512_add_epi64(x.odd, y.odd)}; }
 inline Wide minimum(Wide x, Wide y) { return {_mm512_min_epi64(x.even, y.even), _mm512_min_epi64(x.odd, y.odd)}; }
 inline Wide maximum(Wide x, Wide y) { return {_mm512_max_epi64(x.even, y.even), _mm512_max_epi64(x.odd, y.odd)}; }
@@ -95,7 +103,8 @@ inline Wide shift_right(Wide x) {
 }
 inline Wide negated_where_negative(Wide x, Vector sign) {
     const __m512i zero = _mm512_setzero_si512();
-    const __mmask8 even = _mm512_movepi64_mask(_mm512_slli_epi64(sign, 32)), odd = _mm512_movepi64_mask(sign);
+    const __mmask8 even = _mm512_test_epi64_mask(sign, _mm512_set1_epi64(int64_t(1) << 31));
+    const __mmask8 odd = _mm512_test_epi64_mask(sign, _mm512_set1_epi64(INT64_MIN));
     return {_mm512_mask_sub_epi64(x.even, even, zero, x.even), _mm512_mask_sub_epi64(x.odd, odd, zero, x.odd)};
 }
 inline int64_t total(Wide x) { return _mm512_reduce_add_epi64(_mm512_add_epi64(x.even, x.odd)); }

@@ -44,7 +44,12 @@ inline void store_bytes(int8_t* to, Vector x, uint8_t flip) {
     const int32_t byte = x.lane < -128 ? -128 : x.lane > 127 ? 127 : x.lane;
     *to = int8_t(byte ^ flip);
 }
-/// The same for the first `count` lanes, 1 ... kLanes, and nothing else is written.
+/// The same for lanes of 64 bits.
+inline void store_bytes(int8_t* to, Wide x, uint8_t flip) {
+    const int64_t byte = x.lane < -128 ? -128 : x.lane > 127 ? 127 : x.lane;
+    *to = int8_t(byte ^ flip);
+}
+/// Lanes of 32 bits: the first `count`, 1 ... kLanes, and nothing else is written.
 inline void store_first_bytes(int8_t* to, Vector x, uint8_t flip, int) { store_bytes(to, x, flip); }
 /// Lanes that are not negative, saturated to 255.
 inline void store_unsigned_bytes(uint8_t* to, Vector x) { *to = uint8_t(x.lane > 255 ? 255 : x.lane); }
@@ -63,8 +68,14 @@ template <int kCount>
 inline Vector shift_left(Vector x) {
     return {int32_t(uint32_t(x.lane) << kCount)};
 }
-/// Arithmetic, like every shift to the right.
-inline Vector shift_right(Vector x, int count) { return {x.lane >> count}; }
+/// Products of numbers from 0 to 2**15 - 1.
+inline Vector multiply_short(Vector x, Vector y) { return multiply(x, y); }
+/// Arithmetic, like every shift to the right; by 31 where counts are larger.
+inline Vector shift_right(Vector x, Vector counts) { return {x.lane >> (counts.lane < 31 ? counts.lane : 31)}; }
+template <int kCount>
+inline Vector shift_right(Vector x) {
+    return {x.lane >> kCount};
+}
 inline int32_t largest(Vector x) { return x.lane; }
 
 // -- lanes of 64 bits -----------------------------------------------------------------------------------------------
@@ -76,10 +87,12 @@ inline Wide widen(Vector x) { return {x.lane}; }
 inline Wide widen_counts(Vector x) { return {x.lane}; }
 /// The low halves.
 inline Vector narrow(Wide x) { return {int32_t(x.lane)}; }
+/// The high halves.
+inline Vector high(Wide x) { return {int32_t(x.lane >> 32)}; }
 /// Products of the low halves, with their signs.
 inline Wide product(Wide x, Wide y) { return {int64_t(int32_t(x.lane)) * int32_t(y.lane)}; }
-/// High halves of the products without signs of x and the low halves of y.
-inline Vector multiply_high(Vector x, Wide y) { return {int32_t(uint64_t(uint32_t(x.lane)) * uint32_t(y.lane) >> 32)}; }
+/// Products of the low halves, without signs.
+inline Wide unsigned_product(Wide x, Wide y) { return {int64_t(uint64_t(uint32_t(x.lane)) * uint32_t(y.lane))}; }
 inline Wide add(Wide x, Wide y) { return {x.lane + y.lane}; }
 inline Wide minimum(Wide x, Wide y) { return x.lane < y.lane ? x : y; }
 inline Wide maximum(Wide x, Wide y) { return x.lane < y.lane ? y : x; }
