@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bertkit.bench.subjects import Engine
+from bertkit.bench.subjects import Engine, largest_shares
 
 
 class Torch(Engine):
@@ -50,6 +50,12 @@ class Torch(Engine):
         with printed() as output, verbose(verbose.VERBOSE_ON if hasattr(verbose, "VERBOSE_ON") else 1):
             self.run()
         return products_of_onednn(output()) or "no product by oneDNN"
+
+    def shares(self) -> dict[str, float]:
+        """By operator; what `torch.compile` generated is one, and named after its graph."""
+        with self.torch.profiler.profile(activities=[self.torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.run()
+        return largest_shares((event.key, event.self_cpu_time_total) for event in profile.key_averages())
 
 
 class CompiledTorch(Torch):
@@ -134,12 +140,20 @@ class OnnxRuntime(Engine):
 
     def evidence(self) -> str:
         """The operators that multiply, by the session's own profile."""
+        return counted(name for name, _ in self._profile() if re.search("MatMul|Attention|Gemm", name))
+
+    def shares(self) -> dict[str, float]:
+        return largest_shares(self._profile())
+
+    def _profile(self) -> list[tuple[str, float]]:
+        """Operator and time of each step of one pass."""
         with tempfile.TemporaryDirectory() as directory:
             session = self._session(os.path.join(directory, "profile"))
             session.run(None, {"ids": self.ids})
+            session.run(None, {"ids": self.ids})
             events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-        ran = (event["args"]["op_name"] for event in events if event["name"].endswith("kernel_time"))
-        return counted(name for name in ran if re.search("MatMul|Attention|Gemm", name))
+        ran = [(event["args"]["op_name"], event["dur"]) for event in events if event["name"].endswith("kernel_time")]
+        return ran[len(ran) // 2:]  # the first pass arranges the weights
 
 
 class OpenVino(Engine):
@@ -159,6 +173,7 @@ class OpenVino(Engine):
                          "INFERENCE_PRECISION_HINT": precision}
 
     def prepare(self, ids: np.ndarray) -> None:
+        super().prepare(ids)
         self.request = self.compiled = None  # the old one goes before the new one comes
         model = self.core.read_model(self.path)
         model.reshape(list(ids.shape))
@@ -178,6 +193,14 @@ class OpenVino(Engine):
         facts = [operation.get_rt_info() for operation in self.compiled.get_runtime_model().get_ops()]
         return counted(f"{fact['layerType'].value} {fact['runtimePrecision'].value} by {fact['primitiveType'].value}"
                        for fact in facts if re.search("FullyConnected|MatMul|Attention|MHA", str(fact["layerType"].value)))
+
+    def shares(self) -> dict[str, float]:
+        model = self.core.read_model(self.path)
+        model.reshape(list(self.ids.shape))
+        request = self.core.compile_model(model, "CPU", {**self.settings, "PERF_COUNT": True}).create_infer_request()
+        for _ in range(2):
+            request.infer({0: self.ids})
+        return largest_shares((step.node_type, step.real_time.total_seconds()) for step in request.get_profiling_info())
 
 
 class CTranslate2(Engine):

@@ -6,13 +6,14 @@ transformers' RoBERTa in the form that is fastest for them, without masks; ours 
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertkit.bench.engines import CompiledTorch, CTranslate2, Engine, OnnxRuntime, OpenVino, TensorFlow, Torch
-from bertkit.bench.subjects import Setup, Subject, token_ids
+from bertkit.bench.subjects import Setup, Subject, largest_shares, token_ids
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.core.native import LEVELS, PORTABLE
 
@@ -24,6 +25,9 @@ PACKAGES = ("torch", "tensorflow", "tensorflow-cpu", "keras", "transformers", "o
             "ctranslate2")
 CALIBRATION_BATCHES, CALIBRATION_SHAPE = 4, (4, 128)
 SLOW_TOKENS = 1024
+PHASES = ("embeddings", "query, key, value", "attention", "attention's output", "attention's norm", "inner with GELU", "output",
+          "output's norm")
+"""bk_ibert_phase of csrc/bertkit.h."""
 
 
 def operations(config: dict[str, Any], batch: int, length: int) -> int:
@@ -322,6 +326,16 @@ class IntegerTorch(Torch):
     def evidence(self) -> str:
         return _level()
 
+    def shares(self) -> dict[str, float]:
+        from bertkit.core import native
+
+        if native.level() == PORTABLE:
+            return super().shares()
+        times = np.zeros(len(PHASES), np.int64)
+        self.run()
+        native.library().functions.bk_ibert_times(ctypes.c_void_p(times.ctypes.data))
+        return largest_shares(zip(PHASES, times.tolist(), strict=True), most=len(PHASES))
+
 
 class IntegerTensorFlow(TensorFlow):
     """bertkit's integers in TensorFlow."""
@@ -351,7 +365,9 @@ def _integer_tensorflow(setup: Setup) -> Engine:
 EXPORTED = ("torch", "transformers")
 ONNX = (*EXPORTED, "onnx", "onnxruntime")
 OPENVINO = (*EXPORTED, "openvino")
+TORCHAO = (*EXPORTED, "torchao")
 FUSED_ONNX = ("checkpoint", "roberta.onnx", "fused.onnx")
+COMPILING = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no further processes beside each one that compiles
 FROZEN = ("checkpoint", "calibrated", "frozen")
 
 
@@ -379,10 +395,10 @@ _SUBJECTS = [
     Subject(BASELINE, "PyTorch eager fp32", "fp32", _torch_eager, ("torch",)),
     Subject("bertkit-float", "bertkit float I-BERT, PyTorch eager", "fp32",
             lambda setup: Torch(_ibert(setup, "checkpoint"), setup.threads), ("torch",), ours=True),
-    Subject("torch-compile-fp32", "torch.compile fp32", "fp32", _torch_compiled, EXPORTED),
+    Subject("torch-compile-fp32", "torch.compile fp32", "fp32", _torch_compiled, EXPORTED, environment=COMPILING),
     Subject("onnxruntime-fp32", "ONNX Runtime fp32, fused", "fp32", _onnx("fused.onnx"), ONNX, FUSED_ONNX),
     Subject("openvino-fp32", "OpenVINO fp32", "fp32", _openvino("openvino", "f32"), OPENVINO, ("checkpoint", "openvino")),
-    Subject("torch-compile-bf16", "torch.compile bf16", "bf16", _torch_compiled_bf16, EXPORTED),
+    Subject("torch-compile-bf16", "torch.compile bf16", "bf16", _torch_compiled_bf16, EXPORTED, environment=COMPILING),
     Subject("openvino-bf16", "OpenVINO bf16", "bf16", _openvino("openvino", "bf16"), OPENVINO, ("checkpoint", "openvino")),
     Subject("onnxruntime-int8-dynamic", "ONNX Runtime int8 dynamic", "int8", _onnx("dynamic.onnx"), ONNX,
             (*FUSED_ONNX, "dynamic.onnx")),
@@ -392,9 +408,10 @@ _SUBJECTS = [
             ("checkpoint", "openvino", "openvino-int8")),
     Subject("openvino-int8-bf16", "OpenVINO int8 (NNCF) + bf16", "int8", _openvino("openvino-int8", "bf16"),
             (*OPENVINO, "nncf"), ("checkpoint", "openvino", "openvino-int8")),
-    Subject("inductor-int8", "torch int8 (pt2e, inductor)", "int8", _inductor_int8, (*EXPORTED, "torchao")),
-    Subject("inductor-int8-bf16", "torch int8 (pt2e, inductor) + bf16", "int8", _inductor_int8_bf16, (*EXPORTED, "torchao")),
-    Subject("torchao-int8", "torchao int8 dynamic, compiled", "int8", _torchao_int8, (*EXPORTED, "torchao")),
+    Subject("inductor-int8", "torch int8 (pt2e, inductor)", "int8", _inductor_int8, TORCHAO, environment=COMPILING),
+    Subject("inductor-int8-bf16", "torch int8 (pt2e, inductor) + bf16", "int8", _inductor_int8_bf16, TORCHAO,
+            environment=COMPILING),
+    Subject("torchao-int8", "torchao int8 dynamic, compiled", "int8", _torchao_int8, TORCHAO, environment=COMPILING),
     Subject("ctranslate2-int8", "CTranslate2 int8", "int8",
             lambda setup: CTranslate2(setup.file("ctranslate2"), setup.threads, "int8"), (*EXPORTED, "ctranslate2"),
             ("checkpoint", "ctranslate2"), environment={"KMP_BLOCKTIME": "20"}),  # its threads wait 200 ms in a loop else

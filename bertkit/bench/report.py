@@ -94,13 +94,15 @@ def verdict(rows: Sequence[Found]) -> list[str]:
 
 
 def evidence(shapes: Sequence[Found]) -> list[str]:
-    """In what the engines really ran, as far as they tell; at the first shape that each of them ran."""
-    told: dict[str, str] = {}
+    """In what the engines really ran and what took their time, as far as they tell; at the first shape of each."""
+    told: dict[str, list[str]] = {}
     for shape in shapes:
         for row in shape["subjects"]:
-            if "evidence" in row:
-                told.setdefault(row["title"], row["evidence"])
-    return ["what ran:", *(f"  {title}: {text}" for title, text in told.items())] if told else []
+            if "evidence" in row and row["title"] not in told:
+                told[row["title"]] = [f"  {row['title']}: {row['evidence']}"]
+                shares = ", ".join(f"{share:.0%} {name}" for name, share in row["shares"].items())
+                told[row["title"]] += [f"    {shares}"] if shares else []
+    return ["what ran, and what took the time:", *(line for lines in told.values() for line in lines)] if told else []
 
 
 def check_picture(file: str) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 
 from bertkit.bench.machine import RATES, describe
 from bertkit.bench.subjects import PRECISIONS, Setup, Subject
+from bertkit.core.native import cores
 from bertkit.core.progress import progress
 
 TURN = 0.25
@@ -30,6 +32,8 @@ PAUSE = 0.05
 """Seconds between turns: threads that still wait for work in a loop give up."""
 PATIENCE = 20.0
 """Seconds that a subject's turns may take together at one shape; a slow one takes part in fewer rounds, at least one."""
+AT_ONCE = 4
+"""Subjects that are prepared at the same time, at most: compiling needs memory."""
 LIMIT = 1800.0
 """Seconds after which a subject that gives no answer counts as failed."""
 
@@ -137,15 +141,9 @@ def measure(module: str, subjects: Sequence[Subject], setup: Setup, shapes: Sequ
     there = [subject for subject in subjects if subject.name not in absent]
     unmade = make_all(module, there, setup)
     absent |= {subject.name: f"{name}: {unmade[name]}" for subject in there for name in subject.made_of if name in unmade}
+    complete = [subject for subject in (*there, RATES) if subject.name not in absent and not subject.lacking()]
     with contextlib.ExitStack() as closing:
-        workers: dict[str, Worker] = {}
-        complete = [subject for subject in there if subject.name not in absent]
-        for subject in progress([*complete, *([] if RATES.lacking() else [RATES])], "starting", unit="engine"):
-            try:
-                workers[subject.name] = Worker(module, "serve", subject.name, setup, subject.environment)
-                closing.callback(workers[subject.name].close)
-            except WorkerError as error:
-                absent[subject.name] = str(error)
+        workers = start_all(module, complete, setup, closing, absent)
         measured = [measure_shape(workers, suite, setup, shape, rounds) for shape in shapes]
     return {"machine": describe(suite.PACKAGES), "threads": setup.threads, "rounds": rounds, "baseline": suite.BASELINE,
             "config": setup.config, "shapes": measured, "absent": absent}
@@ -169,47 +167,94 @@ def make_all(module: str, subjects: Sequence[Subject], setup: Setup) -> dict[str
     return failed
 
 
+def start_all(module: str, subjects: Sequence[Subject], setup: Setup, closing: contextlib.ExitStack, absent: dict[str, str]
+              ) -> dict[str, Worker]:
+    """Start the processes, a few at a time.
+
+    Args:
+        module: the suite of the subjects.
+        subjects: whose processes.
+        setup: what they share.
+        closing: gets their ends.
+        absent: gets the reasons of those that do not start.
+    """
+    started: dict[str, Worker] = {}
+
+    def start(subject: Subject) -> None:
+        try:
+            worker = Worker(module, "serve", subject.name, setup, subject.environment)
+            closing.callback(worker.close)
+            started[subject.name] = worker
+        except WorkerError as error:
+            absent[subject.name] = str(error)
+
+    with ThreadPoolExecutor(min(cores(), AT_ONCE)) as pool:
+        list(progress(pool.map(start, subjects), "starting", total=len(subjects), unit="engine"))
+    return {subject.name: started[subject.name] for subject in subjects if subject.name in started}
+
+
 def measure_shape(workers: Mapping[str, Worker], suite: Any, setup: Setup, shape: tuple[int, int], rounds: int
                   ) -> dict[str, Any]:
     """The comparison at one shape."""
     batch, length = shape
-    rows: dict[str, dict[str, Any]] = {}
-    ready: dict[str, Worker] = {}
-    for name, worker in progress(workers.items(), f"preparing {batch} x {length}", total=len(workers), unit="engine"):
-        most = None if name == RATES.name else suite.SUBJECTS[name].most_tokens
-        if most is not None and batch * length > most:
-            rows[name] = {"failed": f"left out: too slow for more than {most} tokens"}
-            continue
-        try:
-            rows[name] = worker.ask("prepare", batch=batch, length=length, output=str(setup.file(f"hidden-{name}.npy")))
-            ready[name] = worker
-        except WorkerError as error:
-            rows[name] = {"failed": str(error)}
-    seconds = {name: rows[name].pop("seconds") for name in ready}
-    turns, failed = take_turns(ready, seconds, rounds, f"measuring {batch} x {length}")
+    failed = {name: f"left out: too slow for more than {subject.most_tokens} tokens"
+              for name, subject in suite.SUBJECTS.items() if name in workers and subject.is_too_slow(batch, length)}
+    ready = {name: worker for name, worker in workers.items() if name not in failed}
+    expected = prepare_all(ready, setup, shape, failed)
+    turns = take_turns({name: workers[name] for name in expected}, expected, rounds, f"measuring {batch} x {length}", failed)
     rates = combine_rates([turn["found"] for turn in turns.pop(RATES.name, [])])
     operations = suite.operations(setup.config, batch, length)
-    for name in turns:
-        if name in failed:
-            rows[name] = {"failed": failed[name]}
-            continue
-        rows[name] |= figures([turn["found"] for turn in turns[name]])
-        rows[name] |= {"peak_bytes": max(turn["peak_bytes"] for turn in turns[name]),
-                       "cosine": similarity(setup, name, suite.BASELINE)}
-        rows[name] |= floors(operations, setup.weights, suite.SUBJECTS[name].precision, rates)
-    rows.pop(RATES.name, None)
-    base = rows.get(suite.BASELINE, {}).get("seconds")
-    for name, row in rows.items():
-        subject = suite.SUBJECTS[name]
-        row |= {"name": name, "title": subject.title, "precision": subject.precision, "ours": subject.ours,
-                "simulated": subject.simulated}
+    rows = []
+    for subject in (suite.SUBJECTS[name] for name in workers if name != RATES.name):
+        row = {"name": subject.name, "title": subject.title, "precision": subject.precision, "ours": subject.ours,
+               "simulated": subject.simulated}
+        if subject.name not in failed:
+            try:
+                row |= workers[subject.name].ask("explain") | figures([turn["found"] for turn in turns[subject.name]])
+                row |= floors(operations, setup.weights, subject.precision, rates)
+                row |= {"peak_bytes": max(turn["peak_bytes"] for turn in turns[subject.name]),
+                        "cosine": similarity(setup, subject.name, suite.BASELINE)}
+            except WorkerError as error:
+                failed[subject.name] = str(error)
+        rows.append(row | ({"failed": failed[subject.name]} if subject.name in failed else {}))
+    base = next((row["seconds"] for row in rows if row["name"] == suite.BASELINE and "seconds" in row), None)
+    for row in rows:
         if base and "seconds" in row:
             row["speedup"] = base / row["seconds"]
-    return {"batch": batch, "length": length, "operations": operations, "rates": rates, "subjects": list(rows.values())}
+    return {"batch": batch, "length": length, "operations": operations, "rates": rates, "subjects": rows}
 
 
-def take_turns(workers: Mapping[str, Worker], expected: Mapping[str, float], rounds: int, description: str
-               ) -> tuple[dict[str, list[Any]], dict[str, str]]:
+def prepare_all(workers: Mapping[str, Worker], setup: Setup, shape: tuple[int, int], failed: dict[str, str]
+                ) -> dict[str, float]:
+    """Prepare workers for a shape, a few at a time.
+
+    Args:
+        workers: the processes by name.
+        setup: what they share.
+        shape: batch and length.
+        failed: gets the reasons of those that cannot be prepared.
+
+    Returns:
+        Of the others, about how many seconds a pass takes.
+    """
+    batch, length = shape
+    expected: dict[str, float] = {}
+
+    def prepare(name: str) -> None:
+        try:
+            output = setup.file(f"hidden-{name}.npy")
+            expected[name] = workers[name].ask("prepare", batch=batch, length=length, output=str(output))["seconds"]
+        except WorkerError as error:
+            failed[name] = str(error)
+
+    with ThreadPoolExecutor(min(cores(), AT_ONCE)) as pool:
+        description = f"preparing {batch} x {length}"
+        list(progress(pool.map(prepare, workers), description, total=len(workers), unit="engine"))
+    return {name: expected[name] for name in workers if name in expected}
+
+
+def take_turns(workers: Mapping[str, Worker], expected: Mapping[str, float], rounds: int, description: str,
+               failed: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
     """Let workers take turns; each round begins with another one.
 
     Args:
@@ -217,12 +262,12 @@ def take_turns(workers: Mapping[str, Worker], expected: Mapping[str, float], rou
         expected: seconds that one pass of each takes.
         rounds: how many rounds.
         description: what the progress bar says.
+        failed: gets the reasons of those that fail.
 
     Returns:
-        The answers to each worker's turns, and the reasons of those that failed.
+        The answers to each worker's turns.
     """
-    turns: dict[str, list[Any]] = {name: [] for name in workers}
-    failed: dict[str, str] = {}
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     shares = {name: max(1, min(rounds, int(PATIENCE / max(expected[name], TURN)))) for name in workers}
     names = list(workers)
     for number in progress(range(rounds), description, unit="round"):
@@ -235,7 +280,7 @@ def take_turns(workers: Mapping[str, Worker], expected: Mapping[str, float], rou
                 turns[name].append(workers[name].ask("turn", seconds=TURN))
             except WorkerError as error:
                 failed[name] = str(error)
-    return turns, failed
+    return turns
 
 
 def figures(turns: Sequence[Sequence[float]]) -> dict[str, Any]:

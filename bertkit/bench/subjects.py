@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +65,10 @@ class Engine(ABC):
     def evidence(self) -> str:
         """In what precision the products really run, as far as the engine can be made to tell."""
 
+    def shares(self) -> dict[str, float]:
+        """What a pass spends its time on: shares by operation, by the engine's own profile; empty where it has none."""
+        return {}
+
     def turn(self, seconds: float) -> list[float]:
         """The time of each of the passes that fit into `seconds`, at least one, after one that is not counted.
 
@@ -117,6 +121,28 @@ class Subject:
     def lacking(self) -> list[str]:
         """The modules that are not installed; looked up without importing them."""
         return [module for module in self.needs if find_spec(module) is None]
+
+    def is_too_slow(self, batch: int, length: int) -> bool:
+        """Whether a batch of this shape is left out."""
+        return self.most_tokens is not None and batch * length > self.most_tokens
+
+
+def largest_shares(times: Iterable[tuple[str, float]], most: int = 5) -> dict[str, float]:
+    """Shares of the time by operation, the largest first, the rest as one.
+
+    Example:
+        >>> largest_shares([("a", 1.0), ("b", 2.0), ("b", 4.0), ("c", 1.0)], most=1)
+        {'b': 0.75, 'rest': 0.25}
+    """
+    sums: dict[str, float] = {}
+    for name, seconds in times:
+        sums[name] = sums.get(name, 0.0) + seconds
+    whole = sum(sums.values())
+    if whole <= 0:
+        return {}
+    ordered = sorted(((name, seconds / whole) for name, seconds in sums.items()), key=lambda item: -item[1])
+    rest = sum(share for _, share in ordered[most:])
+    return dict(ordered[:most]) | ({"rest": rest} if rest > 0 else {})
 
 
 def token_ids(batch: int, length: int, words: int, seed: int = 0) -> np.ndarray:

@@ -65,18 +65,21 @@ def _prepare(engine: Engine, setup: Setup, batch: int, length: int, output: str)
     engine.prepare(token_ids(batch, length, setup.config["vocab_size"]))
     np.save(output, engine.hidden(engine.run()))
     seconds = engine.seconds()
-    evidence = engine.evidence()
     gc.collect()
     _return_free_memory()
     forget_peak_memory()
-    return {"seconds": seconds, "evidence": evidence}
+    return {"seconds": seconds}
 
 
 def _turn(engine: Engine, setup: Setup, seconds: float) -> dict[str, Any]:
     return {"found": engine.turn(seconds), "peak_bytes": peak_memory()}
 
 
-COMMANDS = {"prepare": _prepare, "turn": _turn}
+def _explain(engine: Engine, setup: Setup) -> dict[str, Any]:
+    return {"evidence": engine.evidence(), "shares": engine.shares()}
+
+
+COMMANDS = {"prepare": _prepare, "turn": _turn, "explain": _explain}
 
 
 def _answer(answers: IO[str], answer: dict[str, Any]) -> None:
