@@ -86,8 +86,8 @@ int64_t operations(int64_t count, const int32_t* x, const int32_t* y, const int3
         }
         for (Wide result : {wa, broadcast_wide(-7), widen(vx), widen_counts(vsmall), product(wa, wb),
                             product(spread(vx), spread(vy)), unsigned_product(wa, wb), add(wa, wb), minimum(wa, wb),
-                            maximum(wa, wb), shift_left(wa, wcounts), shift_right(wa, wcounts), shift_right<1>(wa), shift_right<14>(wa),
-                            negated_where_negative(wa, vx)}) {
+                            maximum(wa, wb), shift_left(wa, wcounts), shift_right(wa, wcounts), shift_right<1>(wa),
+                            shift_right<14>(wa), negated_where_negative(wa, vx)}) {
             put_wide(result);
         }
     }

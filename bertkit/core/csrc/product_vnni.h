@@ -36,16 +36,19 @@ struct Product {
     static void pack_rows(const int8_t* source, int64_t stride, int64_t columns, int64_t depth, const int32_t* start,
                           uint8_t flip, char* panel) {
         std::memset(panel, 0, std::size_t(panel_bytes(depth)));
+        const int64_t whole = depth / 4, left = depth % 4;
         for (int64_t column = 0; column < columns; ++column) {
-            char* out = panel + kStepBytes + column * 4;
-            for (int64_t k = 0; k < depth; ++k) out[k / 4 * kStepBytes + k % 4] = char(source[column * stride + k] ^ flip);
+            const int8_t* from = source + column * stride;
+            char* to = panel + kStepBytes + column * 4;
+            for (int64_t step = 0; step < whole; ++step) copy_four(from + step * 4, 4, flip, to + step * kStepBytes);
+            if (left > 0) copy_four(from + whole * 4, left, flip, to + whole * kStepBytes);
         }
         int32_t starts[kColumns] = {};
         if (start != nullptr) std::memcpy(starts, start, std::size_t(columns) * sizeof *start);
         for (int half = 0; half < kColumns; half += kLanes) {
             Vector less = broadcast(0);
             for (int64_t step = 1; step <= steps(depth); ++step) {
-                less = dot(less, broadcast(kFlip * 0x01010101), vector_at(panel + step * kStepBytes + half * 4));
+                less = dot(less, broadcast(int32_t(four_times(kFlip))), vector_at(panel + step * kStepBytes + half * 4));
             }
             store(starts + half, subtract(load(starts + half), less));
         }
@@ -54,9 +57,13 @@ struct Product {
 
     static void pack_columns(const int8_t* source, int64_t stride, int64_t columns, int64_t depth, uint8_t flip, char* panel) {
         std::memset(panel, 0, std::size_t(panel_bytes(depth)));
-        for (int64_t k = 0; k < depth; ++k) {
-            char* out = panel + (1 + k / 4) * kStepBytes + k % 4;
-            for (int64_t column = 0; column < columns; ++column) out[column * 4] = char(source[k * stride + column] ^ flip);
+        for (int64_t k = 0; k < depth; k += 4) {
+            const int64_t left = depth - k;
+            const int8_t* rows[4];  // beyond the last one a row of zeros
+            for (int64_t i = 0; i < 4; ++i) rows[i] = i < left ? source + (k + i) * stride : kZeros;
+            const uint32_t flips = left < 4 ? four_times(flip) >> 8 * (4 - left) : four_times(flip);
+            interleave(rows[0], rows[1], rows[2], rows[3], columns, flips,
+                       reinterpret_cast<uint32_t*>(panel + (1 + k / 4) * kStepBytes));
         }
     }
 
@@ -73,7 +80,27 @@ struct Product {
     }
 
 private:
+    static constexpr int8_t kZeros[kColumns] = {};
     static constexpr int64_t kVectorBytes = kLanes * 4, kStepBytes = 2 * kVectorBytes;
+
+    static uint32_t four_times(uint8_t byte) { return byte * 0x01010101u; }
+
+    static void copy_four(const int8_t* from, int64_t count, uint8_t flip, char* to) {
+        uint32_t four = 0;
+        std::memcpy(&four, from, std::size_t(count));
+        four ^= four_times(flip) >> 8 * (4 - count);
+        std::memcpy(to, &four, sizeof four);
+    }
+
+    // Four rows of bytes become columns of four bytes.
+    static void interleave(const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d, int64_t columns, uint32_t flips,
+                           uint32_t* __restrict__ out) {
+        for (int64_t column = 0; column < columns; ++column) {
+            const uint32_t low = uint32_t(uint8_t(a[column])) | uint32_t(uint8_t(b[column])) << 8;
+            const uint32_t high = uint32_t(uint8_t(c[column])) | uint32_t(uint8_t(d[column])) << 8;
+            out[column] = (low | high << 16) ^ flips;
+        }
+    }
 
     // block<count>
     template <int kCount, typename... Arguments>
