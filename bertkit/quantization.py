@@ -45,10 +45,13 @@ def symmetric_scale(peak: Tensor, bits: int) -> Tensor:
     return peak.detach().float().clamp(min=constants.SMALLEST_PEAK) / (2 ** (bits - 1) - 1)
 
 
-def quantise(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """The integers nearest to x / scale, in [-(n - 1), n - 2] with n = 2**(bits - 1); gradient of x / scale."""
+def quantise(x: Tensor, scale: Tensor, bits: int, compat: bool = False) -> Tensor:
+    """The integers nearest to x / scale, in [-n, n] with n = 2**(bits - 1) - 1; the gradient is that of x / scale.
+
+    With `compat` up to n - 1 only.
+    """
     highest = 2 ** (bits - 1) - 1
-    return straight_through(torch.round(1.0 / scale * x).clamp(-highest, highest - 1), x / scale)
+    return straight_through(torch.round(1.0 / scale * x).clamp(-highest, highest - int(compat)), x / scale)
 
 
 def to_integers(x: Tensor, scale: Tensor, compat: bool) -> Tensor:
@@ -138,10 +141,14 @@ class QuantActivation(nn.Module):
     batch's where there was none. Batches with an infinite or undefined element do not count. `frozen` stops the
     learning.
 
+    Features may have scales of their own: `channel_scale` times the one that the range gives. The range is then that
+    of the value over `channel_scale`, which training leaves as calibration has found it.
+
     Args:
         bits: bits of the result.
         quant_mode: whether to quantise; else the range is learned and the value passes.
         compat: as in transformers, where a sum whose first part has no scale loses its second part.
+        channels: number of features that have scales of their own; None: one scale for all.
 
     Example:
         >>> import torch
@@ -151,11 +158,19 @@ class QuantActivation(nn.Module):
         (0.01575, [[-62.0, 32.0, 126.0]])
     """
 
-    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:
+    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False, channels: int | None = None) -> None:
         super().__init__()
         self.bits, self.quant_mode, self.compat, self.frozen = bits, quant_mode, compat, False
         for name in ("x_min", "x_max", "act_scaling_factor"):
             self.register_buffer(name, torch.full((1,), STATISTICS[name]))
+        self.register_buffer("channel_scale", None)
+        if channels is not None:
+            self.make_channels(channels)
+
+    def make_channels(self, channels: int) -> None:
+        """Give each of so many features a factor of 1 on the scale."""
+        one = torch.full((channels,), STATISTICS["channel_scale"], dtype=self.x_min.dtype, device=self.x_min.device)
+        self.register_buffer("channel_scale", one)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None,
                 identity_scale: Tensor | None = None) -> Quantised:
@@ -168,18 +183,18 @@ class QuantActivation(nn.Module):
             identity_scale: its scale.
 
         Returns:
-            The value in float32 and its scale [1]; the plain sum and None without `quant_mode`.
+            The value in float32 and its scale, [1] or [channels]; the plain sum and None without `quant_mode`.
         """
         total = x if identity is None else x + identity
         if self.training and not self.frozen:
-            self.observe(*torch.aminmax(total.detach()))
+            self.observe(*torch.aminmax(self.evened(total.detach())))
         if not self.quant_mode:
             return total, None
         target = self.scale()
         total = total.float()
         if scale is None:
             total = x.float() if self.compat else total
-            return quantise(total, target, self.bits) * target, target
+            return quantise(total, target, self.bits, self.compat) * target, target
         integers = requantise(x, scale, target, self.compat)
         if identity is not None:
             integers = integers + requantise(identity, identity_scale, target, self.compat)
@@ -195,81 +210,120 @@ class QuantActivation(nn.Module):
             updated = torch.where(first, statistic + seen, statistic * momentum + seen * (1 - momentum))
             statistic.copy_(torch.where(usable, updated, statistic))
         if self.quant_mode:
-            self.act_scaling_factor.copy_(self.scale())
+            self.act_scaling_factor.copy_(self.common_scale())
+
+    def evened(self, x: Tensor) -> Tensor:
+        """What the range is that of."""
+        return x if self.channel_scale is None else x / self.channel_scale
 
     def is_empty(self) -> Tensor:
         """Whether no batch was seen yet."""
         return (self.x_min > -constants.EMPTY_BELOW) & (self.x_max < constants.EMPTY_BELOW)
 
-    def scale(self) -> Tensor:
+    def common_scale(self) -> Tensor:
         """The scale that the range gives, [1]."""
         return symmetric_scale(torch.maximum(self.x_min.abs(), self.x_max.abs()), self.bits)
 
+    def scale(self) -> Tensor:
+        """The scale of the result, [1] or [channels]."""
+        common = self.common_scale()
+        return common if self.channel_scale is None else common * self.channel_scale.float()
+
+
+class SecondActivation(QuantActivation):
+    """What has become 8 bits passes. Its range is learned, for checkpoints have it; transformers quantises it again.
+
+    Args:
+        bits: bits of what comes in, and of the result.
+        quant_mode: whether to quantise.
+        compat: whether to quantise again.
+    """
+
+    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__(bits, quant_mode and compat, compat)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Quantised:
+        """`x` with its scale, whatever that is; quantised to one scale with `compat`."""
+        value, new_scale = super().forward(x, scale)
+        return value, new_scale if self.quant_mode else scale
+
 
 class QuantEmbedding(nn.Embedding):
-    """A lookup table with one 8 bit scale.
+    """A lookup table of 8 bits with one scale per column; with one for all of it, as in transformers, with `compat`.
 
     Args:
         rows, columns: size of the table.
         pad: row that looking it up does not train, or None.
         quant_mode: whether to quantise.
+        compat: see the module.
     """
 
-    def __init__(self, rows: int, columns: int, pad: int | None = None, quant_mode: bool = False) -> None:
+    def __init__(self, rows: int, columns: int, pad: int | None = None, quant_mode: bool = False,
+                 compat: bool = False) -> None:
         super().__init__(rows, columns, padding_idx=pad if pad is not None and 0 <= pad < rows else None)
-        self.quant_mode = quant_mode
+        self.quant_mode, self.compat = quant_mode, compat
 
     def forward(self, ids: Tensor) -> Quantised:
-        """Look up `ids` [...]: values [..., columns] and their scale [1], None without `quant_mode`."""
+        """Look up `ids` [...]: values [..., columns] and their scale, [columns] or [1], None without `quant_mode`."""
         found = super().forward(ids)
         if not self.quant_mode:
             return found, None
-        scale = symmetric_scale(torch.stack(torch.aminmax(self.weight.detach())).abs().amax().view(1), constants.WEIGHT_BITS)
-        return quantise(found.float(), scale, constants.WEIGHT_BITS) * scale, scale
+        peaks = torch.stack(torch.aminmax(self.weight.detach(), dim=0)).abs().amax(0)
+        scale = symmetric_scale(peaks.amax().view(1) if self.compat else peaks, constants.WEIGHT_BITS)
+        return quantise(found.float(), scale, constants.WEIGHT_BITS, self.compat) * scale, scale
 
 
 class QuantLinear(nn.Linear):
     """A linear layer with 8 bit weights, one scale per output, and 32 bit biases.
+
+    Integers that are added up have one scale. Where the features of the input have scales of their own, the weights
+    take in what these are over the largest one.
 
     Args:
         inputs: width of the input.
         outputs: width of the output.
         quant_mode: whether to quantise.
         compat: see the module.
+        finest: the smallest scale that an output may have, without `compat`.
     """
 
-    def __init__(self, inputs: int, outputs: int, quant_mode: bool = False, compat: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, quant_mode: bool = False, compat: bool = False,
+                 finest: float = 0.0) -> None:
         super().__init__(inputs, outputs)
-        self.quant_mode, self.compat = quant_mode, compat
+        self.quant_mode, self.compat, self.finest = quant_mode, compat, 0.0 if compat else finest
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor | Quantised:
         """Multiply by the weights.
 
         Args:
             x: [..., inputs].
-            scale: its scale [1]; None only without `quant_mode`.
+            scale: its scale, [1] or, without `compat`, [inputs]; None only without `quant_mode`.
 
         Returns:
             [..., outputs] and its scale [outputs]; without `quant_mode` the value alone, as of any linear layer, so
             that what wraps linear layers can wrap this one. `apply_linear` gives a pair either way.
 
         Raises:
-            InputError: when a quantised layer gets an input without a scale or with one per feature.
+            InputError: when a quantised layer gets an input without a scale or with scales for other features.
         """
         if not self.quant_mode:
             return super().forward(x)
-        if scale is None or scale.numel() != 1:
+        inputs = self.weight.shape[1]
+        if scale is None or scale.numel() not in ({1} if self.compat else {1, inputs}):
             got = "none" if scale is None else f"shape {list(scale.shape)}"
-            raise InputError(f"QuantLinear: got {got} for the input's scale, expected one number",
+            expected = "one number" if self.compat else f"one number or {inputs}"
+            raise InputError(f"QuantLinear: got {got} for the input's scale, expected {expected}",
                              remedy="Put a QuantActivation in front of it.")
-        weight, bias = self.weight.float(), self.bias.float()
-        weight_scale = symmetric_scale(weight.abs().amax(1), constants.WEIGHT_BITS)
-        output_scale = weight_scale * scale
+        weight, bias, common = self.weight.float(), self.bias.float(), scale.amax(0, keepdim=True)
+        if scale.numel() > 1:
+            weight = weight * (scale / common)
+        weight_scale = symmetric_scale(weight.abs().amax(1), constants.WEIGHT_BITS).maximum(self.finest / common)
+        output_scale = weight_scale * common
         with full_precision(x):
             accumulated = F.linear(
                 to_integers(x, scale, self.compat).float(),
-                quantise(weight, weight_scale[:, None], constants.WEIGHT_BITS),
-                quantise(bias, output_scale, constants.BIAS_BITS),
+                quantise(weight, weight_scale[:, None], constants.WEIGHT_BITS, self.compat),
+                quantise(bias, output_scale, constants.BIAS_BITS, self.compat),
             )
         return accumulated * output_scale, output_scale
 

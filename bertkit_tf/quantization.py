@@ -44,10 +44,13 @@ def symmetric_scale(peak: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.maximum(peak, constants.SMALLEST_PEAK) / (2 ** (bits - 1) - 1)
 
 
-def quantise(x: tf.Tensor, scale: tf.Tensor, bits: int) -> tf.Tensor:
-    """The integers nearest to x / scale, in [-(n - 1), n - 2] with n = 2**(bits - 1); gradient of x / scale."""
-    highest = 2 ** (bits - 1) - 1
-    return straight_through(tf.clip_by_value(tf.round(1.0 / scale * x), float(-highest), float(highest - 1)), x / scale)
+def quantise(x: tf.Tensor, scale: tf.Tensor, bits: int, compat: bool = False) -> tf.Tensor:
+    """The integers nearest to x / scale, in [-n, n] with n = 2**(bits - 1) - 1; the gradient is that of x / scale.
+
+    With `compat` up to n - 1 only.
+    """
+    lowest, highest = float(1 - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1 - int(compat))
+    return straight_through(tf.clip_by_value(tf.round(1.0 / scale * x), lowest, highest), x / scale)
 
 
 def to_integers(x: tf.Tensor, scale: tf.Tensor, compat: bool) -> tf.Tensor:
@@ -135,8 +138,8 @@ def check_calibrated(model: Any) -> None:
         raise constants.uncalibrated(empty)
 
 
-def _statistic(block: Block, name: str, aggregation: str) -> keras.Variable:
-    return block.add_weight(name=name, shape=(1,), initializer=keras.initializers.Constant(STATISTICS[name]),
+def _statistic(block: Block, name: str, aggregation: str, features: int = 1) -> keras.Variable:
+    return block.add_weight(name=name, shape=(features,), initializer=keras.initializers.Constant(STATISTICS[name]),
                             dtype="float32", trainable=False, autocast=False, aggregation=aggregation)
 
 
@@ -148,10 +151,14 @@ class QuantActivation(Block):
     batch's where there was none. Batches with an infinite or undefined element do not count. `frozen` stops the
     learning. Under `tf.distribute` the replicas' ranges are averaged.
 
+    Features may have scales of their own: `channel_scale` times the one that the range gives. The range is then that
+    of the value over `channel_scale`, which training leaves as calibration has found it.
+
     Args:
         bits: bits of the result.
         quant_mode: whether to quantise; else the range is learned and the value passes.
         compat: as in transformers, where a sum whose first part has no scale loses its second part.
+        channels: number of features that have scales of their own; None: one scale for all.
 
     Example:
         >>> import tensorflow as tf
@@ -161,12 +168,19 @@ class QuantActivation(Block):
         (0.01575, [[-62.0, 32.0, 126.0]])
     """
 
-    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:
+    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False, channels: int | None = None) -> None:
         super().__init__()
         self.bits, self.quant_mode, self.compat, self.frozen = bits, quant_mode, compat, False
         self.x_min = _statistic(self, "x_min", "mean")
         self.x_max = _statistic(self, "x_max", "mean")
         self.act_scaling_factor = _statistic(self, "act_scaling_factor", "mean")
+        self.channel_scale: keras.Variable | None = None
+        if channels is not None:
+            self.make_channels(channels)
+
+    def make_channels(self, channels: int) -> None:
+        """Give each of so many features a factor of 1 on the scale."""
+        self.channel_scale = _statistic(self, "channel_scale", "mean", channels)
 
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, identity: tf.Tensor | None = None,
              identity_scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
@@ -180,18 +194,19 @@ class QuantActivation(Block):
             training: whether to learn the range.
 
         Returns:
-            The value in float32 and its scale [1]; the plain sum and None without `quant_mode`.
+            The value in float32 and its scale, [1] or [channels]; the plain sum and None without `quant_mode`.
         """
         total = x if identity is None else tf.cast(x, identity.dtype) + identity
         if training and not self.frozen:
-            self.observe(tf.reduce_min(total), tf.reduce_max(total))
+            evened = self.evened(total)
+            self.observe(tf.reduce_min(evened), tf.reduce_max(evened))
         if not self.quant_mode:
             return total, None
         target = self.scale()
         total = tf.cast(total, tf.float32)
         if scale is None:
             total = tf.cast(x, tf.float32) if self.compat else total
-            return quantise(total, target, self.bits) * target, target
+            return quantise(total, target, self.bits, self.compat) * target, target
         integers = requantise(x, scale, target, self.compat)
         if identity is not None:
             integers = integers + requantise(identity, identity_scale, target, self.compat)
@@ -209,81 +224,121 @@ class QuantActivation(Block):
             updated = tf.where(first, statistic + seen, statistic * momentum + seen * (1 - momentum))
             variable.assign(tf.where(usable, updated, statistic))
         if self.quant_mode:
-            self.act_scaling_factor.assign(self.scale())
+            self.act_scaling_factor.assign(self.common_scale())
+
+    def evened(self, x: tf.Tensor) -> tf.Tensor:
+        """What the range is that of."""
+        return x if self.channel_scale is None else x / tf.cast(self.channel_scale.value, x.dtype)
 
     def is_empty(self) -> tf.Tensor:
         """Whether no batch was seen yet."""
         return (self.x_min.value > -constants.EMPTY_BELOW) & (self.x_max.value < constants.EMPTY_BELOW)
 
-    def scale(self) -> tf.Tensor:
+    def common_scale(self) -> tf.Tensor:
         """The scale that the range gives, [1]."""
         return symmetric_scale(tf.maximum(tf.abs(self.x_min.value), tf.abs(self.x_max.value)), self.bits)
 
+    def scale(self) -> tf.Tensor:
+        """The scale of the result, [1] or [channels]."""
+        common = self.common_scale()
+        return common if self.channel_scale is None else common * self.channel_scale.value
+
+
+class SecondActivation(QuantActivation):
+    """What has become 8 bits passes. Its range is learned, for checkpoints have it; transformers quantises it again.
+
+    Args:
+        bits: bits of what comes in, and of the result.
+        quant_mode: whether to quantise.
+        compat: whether to quantise again.
+    """
+
+    def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False) -> None:
+        super().__init__(bits, quant_mode and compat, compat)
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
+        """`x` with its scale, whatever that is; quantised to one scale with `compat`."""
+        value, new_scale = super().call(x, scale, training=training)
+        return value, new_scale if self.quant_mode else scale
+
 
 class QuantEmbedding(PaddedEmbedding):
-    """A lookup table with one 8 bit scale.
+    """A lookup table of 8 bits with one scale per column; with one for all of it, as in transformers, with `compat`.
 
     Args:
         rows, columns: size of the table.
         pad: row that looking it up does not train, or None.
         quant_mode: whether to quantise.
+        compat: see the module.
     """
 
-    def __init__(self, rows: int, columns: int, pad: int | None = None, quant_mode: bool = False) -> None:
+    def __init__(self, rows: int, columns: int, pad: int | None = None, quant_mode: bool = False,
+                 compat: bool = False) -> None:
         super().__init__(rows, columns, pad)
-        self.quant_mode = quant_mode
+        self.quant_mode, self.compat = quant_mode, compat
 
     def call(self, ids: tf.Tensor) -> Quantised:
-        """Look up `ids` [...]: values [..., columns] and their scale [1], None without `quant_mode`."""
+        """Look up `ids` [...]: values [..., columns] and their scale, [columns] or [1], None without `quant_mode`."""
         found = super().call(ids)
         if not self.quant_mode:
             return found, None
-        peak = tf.reduce_max(tf.abs(self.embeddings.value))
-        scale = symmetric_scale(tf.reshape(peak, [1]), constants.WEIGHT_BITS)
-        return quantise(tf.cast(found, tf.float32), scale, constants.WEIGHT_BITS) * scale, scale
+        peaks = tf.reduce_max(tf.abs(self.embeddings.value), 0)
+        scale = symmetric_scale(tf.reduce_max(peaks, keepdims=True) if self.compat else peaks, constants.WEIGHT_BITS)
+        return quantise(tf.cast(found, tf.float32), scale, constants.WEIGHT_BITS, self.compat) * scale, scale
 
 
 class QuantLinear(Dense):
     """A linear layer with 8 bit weights, one scale per output, and 32 bit biases.
+
+    Integers that are added up have one scale. Where the features of the input have scales of their own, the weights
+    take in what these are over the largest one.
 
     Args:
         inputs: width of the input.
         outputs: width of the output.
         quant_mode: whether to quantise.
         compat: see the module.
+        finest: the smallest scale that an output may have, without `compat`.
     """
 
-    def __init__(self, inputs: int, outputs: int, quant_mode: bool = False, compat: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, quant_mode: bool = False, compat: bool = False,
+                 finest: float = 0.0) -> None:
         super().__init__(inputs, outputs)
-        self.quant_mode, self.compat = quant_mode, compat
+        self.quant_mode, self.compat, self.finest = quant_mode, compat, 0.0 if compat else finest
 
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None) -> tf.Tensor | Quantised:
         """Multiply by the weights.
 
         Args:
             x: [..., inputs].
-            scale: its scale [1]; None only without `quant_mode`.
+            scale: its scale, [1] or, without `compat`, [inputs]; None only without `quant_mode`.
 
         Returns:
             [..., outputs] and its scale [outputs]; without `quant_mode` the value alone, as of any linear layer, so
             that what wraps linear layers can wrap this one. `apply_linear` gives a pair either way.
 
         Raises:
-            InputError: when a quantised layer gets an input without a scale or with one per feature.
+            InputError: when a quantised layer gets an input without a scale or with scales for other features.
         """
         if not self.quant_mode:
             return super().call(x)
-        if scale is None or scale.shape.num_elements() != 1:
+        inputs = self.kernel.shape[0]
+        if scale is None or scale.shape.num_elements() not in ({1} if self.compat else {1, inputs}):
             got = "none" if scale is None else f"shape {list(scale.shape)}"
-            raise InputError(f"QuantLinear: got {got} for the input's scale, expected one number",
+            expected = "one number" if self.compat else f"one number or {inputs}"
+            raise InputError(f"QuantLinear: got {got} for the input's scale, expected {expected}",
                              remedy="Put a QuantActivation in front of it.")
         weight, bias = tf.cast(self.kernel.value, tf.float32), tf.cast(self.bias.value, tf.float32)
+        common = tf.reduce_max(scale, 0, keepdims=True)
+        if scale.shape.num_elements() > 1:
+            weight = weight * (scale / common)[:, None]
         weight_scale = symmetric_scale(tf.reduce_max(tf.abs(weight), 0), constants.WEIGHT_BITS)
-        output_scale = weight_scale * scale
+        weight_scale = tf.maximum(weight_scale, self.finest / common)
+        output_scale = weight_scale * common
         accumulated = matmul(
             tf.cast(to_integers(x, scale, self.compat), tf.float32),
-            quantise(weight, weight_scale, constants.WEIGHT_BITS),
-        ) + quantise(bias, output_scale, constants.BIAS_BITS)
+            quantise(weight, weight_scale, constants.WEIGHT_BITS, self.compat),
+        ) + quantise(bias, output_scale, constants.BIAS_BITS, self.compat)
         return accumulated * output_scale, output_scale
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bertkit.core import quantization as constants
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
 from bertkit.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference
@@ -23,6 +24,7 @@ from bertkit.quantization import (
     QuantEmbedding,
     Quantised,
     QuantLinear,
+    SecondActivation,
     apply_linear,
     check_calibrated,
     full_precision,
@@ -46,19 +48,24 @@ def modes(config: IBertConfig, nonlinear: str = "") -> dict[str, bool]:
     return {"quant_mode": config.quant_mode and not forced, "compat": config.hf_compat_scales}
 
 
+def stream_activation(config: IBertConfig, features: int) -> QuantActivation:
+    """What makes the 8 bits of the stream, or behind GELU, where features may have scales of their own."""
+    return QuantActivation(STREAM_BITS, **modes(config), channels=features if config.channel_scales else None)
+
+
 class IBertEmbeddings(nn.Module):
     """Words, token types and positions, and their norm."""
 
     def __init__(self, config: IBertConfig) -> None:
         super().__init__()
-        width, pad, quant_mode = config.hidden_size, config.pad_token_id, config.quant_mode
-        self.word_embeddings = QuantEmbedding(config.vocab_size, width, pad, quant_mode)
-        self.token_type_embeddings = QuantEmbedding(config.type_vocab_size, width, None, quant_mode)
-        self.position_embeddings = QuantEmbedding(config.max_position_embeddings, width, pad, quant_mode)
+        width, pad = config.hidden_size, config.pad_token_id
+        self.word_embeddings = QuantEmbedding(config.vocab_size, width, pad, **modes(config))
+        self.token_type_embeddings = QuantEmbedding(config.type_vocab_size, width, **modes(config))
+        self.position_embeddings = QuantEmbedding(config.max_position_embeddings, width, pad, **modes(config))
         self.embeddings_act1 = QuantActivation(EMBEDDING_BITS, **modes(config))
         self.embeddings_act2 = QuantActivation(EMBEDDING_BITS)  # never used, but every checkpoint has its statistics
         self.LayerNorm = IntLayerNorm(width, config.layer_norm_eps, **modes(config, "layernorm"))
-        self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
+        self.output_activation = stream_activation(config, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None,
@@ -126,7 +133,7 @@ class IBertOutput(nn.Module):
         self.dense = QuantLinear(inputs, config.hidden_size, **modes(config))
         self.ln_input_act = QuantActivation(NORM_BITS, **modes(config))
         self.LayerNorm = IntLayerNorm(config.hidden_size, config.layer_norm_eps, **modes(config, "layernorm"))
-        self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
+        self.output_activation = stream_activation(config, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, scale: Tensor | None, stream: Tensor, stream_scale: Tensor | None) -> Quantised:
@@ -160,9 +167,9 @@ class IBertIntermediate(nn.Module):
 
     def __init__(self, config: IBertConfig) -> None:
         super().__init__()
-        self.dense = QuantLinear(config.hidden_size, config.intermediate_size, **modes(config))
+        self.dense = QuantLinear(config.hidden_size, config.intermediate_size, **modes(config), finest=constants.FINEST_GELU)
         self.act = IntGELU(**modes(config, "gelu"))
-        self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
+        self.output_activation = stream_activation(config, config.intermediate_size)
 
     def forward(self, hidden: Tensor, scale: Tensor | None) -> Quantised:
         return self.output_activation(*self.act(*apply_linear(self.dense, hidden, scale)))
@@ -176,8 +183,8 @@ class IBertLayer(nn.Module):
         self.attention = IBertAttention(config, config.kept_heads(index))
         self.intermediate = IBertIntermediate(config)
         self.output = IBertOutput(config, config.intermediate_size)
-        self.pre_intermediate_act = QuantActivation(STREAM_BITS, **modes(config))
-        self.pre_output_act = QuantActivation(STREAM_BITS, **modes(config))
+        self.pre_intermediate_act = SecondActivation(STREAM_BITS, **modes(config))
+        self.pre_output_act = SecondActivation(STREAM_BITS, **modes(config))
 
     def attentions(self) -> list[IBertAttention]:
         """Every attention of the layer."""
@@ -222,7 +229,7 @@ class IBertModel(IntegerInference, EncoderModel, variant=IBERT):
 
     Training mode gathers the range of every activation, in float as well. The usual way is to fine-tune in float,
     to load the result with `quant_mode=True`, and to go on training with a small learning rate. Float mode gives
-    each fully masked row of attention equal probabilities; quantised, they are rounded down to 1/256.
+    each fully masked row of attention equal probabilities; quantised, they are rounded to 1/256.
 
     `bertkit.freeze` makes the model that computes in integers, and `config.integer_format` says that it is one. Its
     encoder is not trained any more. Probabilities of fully masked rows, and hidden states of padding, are 0 there.

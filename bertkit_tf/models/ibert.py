@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from bertkit.core import quantization as constants
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
 from bertkit_tf.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference, Packed
@@ -22,6 +23,7 @@ from bertkit_tf.quantization import (
     QuantEmbedding,
     Quantised,
     QuantLinear,
+    SecondActivation,
     apply_linear,
     check_calibrated,
     learning_once,
@@ -44,19 +46,24 @@ def modes(config: IBertConfig, nonlinear: str = "") -> dict[str, bool]:
     return {"quant_mode": config.quant_mode and not forced, "compat": config.hf_compat_scales}
 
 
+def stream_activation(config: IBertConfig, features: int) -> QuantActivation:
+    """What makes the 8 bits of the stream, or behind GELU, where features may have scales of their own."""
+    return QuantActivation(STREAM_BITS, **modes(config), channels=features if config.channel_scales else None)
+
+
 class IBertEmbeddings(Block):
     """Words, token types and positions, and their norm."""
 
     def __init__(self, config: IBertConfig) -> None:
         super().__init__()
-        width, pad, quant_mode = config.hidden_size, config.pad_token_id, config.quant_mode
-        self.word_embeddings = QuantEmbedding(config.vocab_size, width, pad, quant_mode)
-        self.token_type_embeddings = QuantEmbedding(config.type_vocab_size, width, None, quant_mode)
-        self.position_embeddings = QuantEmbedding(config.max_position_embeddings, width, pad, quant_mode)
+        width, pad = config.hidden_size, config.pad_token_id
+        self.word_embeddings = QuantEmbedding(config.vocab_size, width, pad, **modes(config))
+        self.token_type_embeddings = QuantEmbedding(config.type_vocab_size, width, **modes(config))
+        self.position_embeddings = QuantEmbedding(config.max_position_embeddings, width, pad, **modes(config))
         self.embeddings_act1 = QuantActivation(EMBEDDING_BITS, **modes(config))
         self.embeddings_act2 = QuantActivation(EMBEDDING_BITS)  # never used, but every checkpoint has its statistics
         self.LayerNorm = IntLayerNorm(width, config.layer_norm_eps, **modes(config, "layernorm"))
-        self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
+        self.output_activation = stream_activation(config, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def call(self, input_ids: tf.Tensor | None, inputs_embeds: tf.Tensor | None, token_type_ids: tf.Tensor,
@@ -122,7 +129,7 @@ class IBertOutput(Block):
         self.dense = QuantLinear(inputs, config.hidden_size, **modes(config))
         self.ln_input_act = QuantActivation(NORM_BITS, **modes(config))
         self.LayerNorm = IntLayerNorm(config.hidden_size, config.layer_norm_eps, **modes(config, "layernorm"))
-        self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
+        self.output_activation = stream_activation(config, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def call(self, hidden: tf.Tensor, scale: tf.Tensor | None, stream: tf.Tensor, stream_scale: tf.Tensor | None,
@@ -158,9 +165,9 @@ class IBertIntermediate(Block):
 
     def __init__(self, config: IBertConfig) -> None:
         super().__init__()
-        self.dense = QuantLinear(config.hidden_size, config.intermediate_size, **modes(config))
+        self.dense = QuantLinear(config.hidden_size, config.intermediate_size, **modes(config), finest=constants.FINEST_GELU)
         self.act = IntGELU(**modes(config, "gelu"))
-        self.output_activation = QuantActivation(STREAM_BITS, **modes(config))
+        self.output_activation = stream_activation(config, config.intermediate_size)
 
     def call(self, hidden: tf.Tensor, scale: tf.Tensor | None, training: bool | None) -> Quantised:
         return self.output_activation(*self.act(*apply_linear(self.dense, hidden, scale)), training=training)
@@ -174,8 +181,8 @@ class IBertLayer(Block):
         self.attention = IBertAttention(config, config.kept_heads(index))
         self.intermediate = IBertIntermediate(config)
         self.output_ = IBertOutput(config, config.intermediate_size)
-        self.pre_intermediate_act = QuantActivation(STREAM_BITS, **modes(config))
-        self.pre_output_act = QuantActivation(STREAM_BITS, **modes(config))
+        self.pre_intermediate_act = SecondActivation(STREAM_BITS, **modes(config))
+        self.pre_output_act = SecondActivation(STREAM_BITS, **modes(config))
 
     def attentions(self) -> list[IBertAttention]:
         """Every attention of the layer."""
@@ -222,7 +229,7 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
 
     Training mode gathers the range of every activation, in float as well. The usual way is to fine-tune in float,
     to load the result with `quant_mode=True`, and to go on training with a small learning rate. Float mode gives
-    each fully masked row of attention equal probabilities; quantised, they are rounded down to 1/256.
+    each fully masked row of attention equal probabilities; quantised, they are rounded to 1/256.
 
     `bertkit_tf.freeze` makes the model that computes in integers, and `config.integer_format` says that it is one. Its
     encoder is not trained any more. Probabilities of fully masked rows, and hidden states of padding, are 0 there.

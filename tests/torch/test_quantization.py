@@ -131,15 +131,15 @@ def test_masked_rows_stay_finite(calibrated: IBertModel, quant_mode: bool) -> No
     model = quantised(calibrated) if quant_mode else calibrated
     output = model(IDS, torch.tensor([[1] * 6, [0] * 6]), output_attentions=True)
     assert torch.isfinite(output.last_hidden_state).all()
-    uniform = 42 / 256 if quant_mode else 1 / 6
+    uniform = 43 / 256 if quant_mode else 1 / 6
     assert torch.allclose(output.attentions[0][1], torch.full((4, 6, 6), uniform))
 
 
 def test_an_empty_range_is_an_error(calibrated: IBertModel) -> None:
     model = quantised(calibrated)
-    model.encoder.layer[1].pre_output_act.x_min.fill_(-1e-5)
-    model.encoder.layer[1].pre_output_act.x_max.fill_(1e-5)
-    with pytest.raises(CalibrationError, match=r"encoder\.layer\.1\.pre_output_act: the range is empty"):
+    model.encoder.layer[1].output.output_activation.x_min.fill_(-1e-5)
+    model.encoder.layer[1].output.output_activation.x_max.fill_(1e-5)
+    with pytest.raises(CalibrationError, match=r"encoder\.layer\.1\.output\.output_activation: the range is empty"):
         model(IDS)
     model.train()(IDS)
     model.eval()(IDS)
