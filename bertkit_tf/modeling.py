@@ -127,8 +127,8 @@ class TFPreTrainedModel(keras.Model):
         if not isinstance(config, self.config_class):
             raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         config.validate()
-        self.config, self._options = config, options
         fresh = options.pop("initialise", True)
+        self.config, self._options = config, options
         with dtype_policy(self.layers_policy()):
             self.assemble(config, **options)
         self.built = True

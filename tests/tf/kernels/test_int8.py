@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from bertkit_tf.kernels import int8
-from tests.fixtures.integer import KERNELS, attention_is_the_oracle, kernel_is_the_oracle, ints
+from tests.fixtures.integer import KERNELS, attention_is_the_oracle, ints, kernel_is_the_oracle
 
 MODES = ["graph", "xla"]
 
