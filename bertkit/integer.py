@@ -313,7 +313,6 @@ class IntegerEncoder(LayerStack):
 
     def __init__(self, config: IBertConfig) -> None:
         super().__init__(IntegerLayer(config, index) for index in range(config.num_hidden_layers))
-        int8.is_exact_on_cpu()  # looked up now, since a model that is being traced cannot
 
     def forward(self, stream: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """Hidden states [B, L, E], the stream as it came first, and probabilities [B, N, L, S] of each layer.
@@ -421,7 +420,9 @@ class IntegerInference:
                                               output_attentions, output_hidden_states)
         layers = len(self.encoder.layer)
         last = states[-1] * self.scale(layers)
-        hidden_states = (*(states[index] * self.scale(index) for index in range(layers)), last) if output_hidden_states else None
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = (*(states[index] * self.scale(index) for index in range(layers)), last)
         return {
             "last_hidden_state": last.to(self.head_dtype),
             "hidden_states": hidden_states,
@@ -461,7 +462,9 @@ class IntegerInference:
         return self._packed[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.head_dtype = fn(torch.empty(0, dtype=self.head_dtype)).dtype
+        moved = fn(torch.empty(0, dtype=self.head_dtype))
+        self.head_dtype = moved.dtype
+        int8.is_exact(moved.device.type)  # tried now, since a model that is being traced cannot
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:

@@ -168,44 +168,61 @@ def product(x: Tensor, y: Tensor) -> Tensor:
         return matrix_product(x, y)
     if torch.compiler.is_compiling():  # one operation, whatever the batch
         return batched_product(x, y)
+    if x.device.type != "cpu":
+        return torch.stack([batched_product(*pair) for pair in zip(x, y, strict=True)])
     pairs = zip(x.flatten(0, -3), y.flatten(0, -3), strict=True)
     return torch.stack([matrix_product(*pair) for pair in pairs]).view(*x.shape[:-1], y.shape[-1])
 
 
-def matrix_product(x: Tensor, y: Tensor) -> Tensor:
-    """`product` of two matrices by the device's instructions for 8 bits, where they are exact."""
-    if x.device.type == "cuda":  # tensor cores want more than 16 rows, and multiples of 8 elsewhere
-        rows, inner, columns = x.shape[0], x.shape[1], y.shape[1]
-        x = F.pad(x, (0, -inner % 8, 0, max(17 - rows, 0)))
-        y = F.pad(y, (0, -columns % 8, 0, -inner % 8))
-        return torch._int_mm(x, y)[:rows, :columns]
-    if x.device.type == "cpu" and is_exact_on_cpu():
-        return torch._int_mm(plain(x), plain(y))
-    return x.int() @ y.int()
-
-
-def plain(x: Tensor) -> Tensor:
-    """A matrix with ordinary strides where one axis has a single element: `_int_mm` misreads others."""
-    return x if min(x.shape) > 1 else x.clone(memory_format=torch.contiguous_format)
-
-
 def batched_product(x: Tensor, y: Tensor) -> Tensor:
-    """`product` of two batches of matrices, traced."""
+    """`product` of batches of matrices in 32 bits; away from the CPU, PyTorch multiplies no integers but element by element."""
     if x.device.type == "cpu":
         return x.int() @ y.int()
-    return (x[..., None].int() * y[..., None, :, :]).sum(-2, dtype=torch.int32)  # becomes one loop that keeps nothing
+    return (x[..., None].int() * y[..., None, :, :]).sum(-2, dtype=torch.int32)
+
+
+def matrix_product(x: Tensor, y: Tensor) -> Tensor:
+    """`product` of two matrices by the device's instructions for 8 bits, where they are exact."""
+    if is_exact(x.device.type):
+        return int8_product(x, y)
+    return (x.cpu().int() @ y.cpu().int()).to(x.device)
+
+
+def int8_product(x: Tensor, y: Tensor) -> Tensor:
+    """`_int_mm`, given what it gets right."""
+    if x.device.type == "cpu":
+        # It misreads the strides of what has but one row or column.
+        x, y = (z if min(z.shape) > 1 else z.clone(memory_format=torch.contiguous_format) for z in (x, y))
+        return torch._int_mm(x, y)
+    return tensor_core_product(x, y)
+
+
+def tensor_core_product(x: Tensor, y: Tensor) -> Tensor:
+    """`_int_mm` on CUDA: dense matrices, more than 16 rows, multiples of 8 elsewhere."""
+    rows, inner, columns = x.shape[0], x.shape[1], y.shape[1]
+    x = F.pad(x, (0, -inner % 8, 0, max(17 - rows, 0))).contiguous()
+    y = F.pad(y, (0, -columns % 8, 0, -inner % 8)).contiguous()
+    return torch._int_mm(x, y)[:rows, :columns]
 
 
 _EXACT: dict[str, bool] = {}
-"""What `is_exact_on_cpu` has found."""
+"""What `is_exact` has found, by type of device."""
 
 
-def is_exact_on_cpu() -> bool:
-    """Whether PyTorch's products of int8 are right here: without instructions for them, pairs of products saturate."""
-    if "cpu" not in _EXACT and not torch.compiler.is_compiling():
-        x = torch.full((17, 64), 127, dtype=torch.int8, device="cpu")
-        _EXACT["cpu"] = bool((torch._int_mm(x, x.t()) == 64 * 127**2).all())
-    return _EXACT.get("cpu", False)
+def is_exact(device: str) -> bool:
+    """Whether a type of device has products of 8 bits, and right ones: CPUs without instructions for them saturate pairs.
+
+    What is being traced cannot be tried; then it is as if there were none, unless the device was tried before.
+    """
+    if device not in _EXACT and not torch.compiler.is_compiling():
+        x = torch.full((17, 64), 127, dtype=torch.int8, device=device)
+        if type(x) is not Tensor:  # a stand-in without values
+            return False
+        try:
+            _EXACT[device] = bool((int8_product(x, x.t()) == 64 * 127**2).all())
+        except RuntimeError:  # this device, or this version of PyTorch, has none
+            _EXACT[device] = False
+    return _EXACT.get(device, False)
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_products_without_instructions_for_them(monkeypatch):
 @pytest.mark.slow
 def test_saturating_products_are_found():
     """Where oneDNN has no instructions for 8 bits it saturates between two products; here it is told that it has none."""
-    code = ("import os; from tests.torch.test_integer import *; wrong = not int8.is_exact_on_cpu();"
+    code = ("import os; from tests.torch.test_integer import *; wrong = not int8.is_exact('cpu');"
             "CHECKS['encoder-one-sided weights'][0](Torch(), name='one-sided weights'); print(wrong)")
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "SSE41", "BERTKIT_KERNELS": PORTABLE, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
