@@ -15,6 +15,8 @@ Arrays = Mapping[str, np.ndarray]
 BOOL, UINT8, INT8, INT64 = map(np.dtype, (np.bool_, np.uint8, np.int8, np.int64))
 NO_MEMORY = -8
 """BK_NO_MEMORY of csrc/bertkit.h."""
+LARGE_PAGE = 2 << 20
+"""Packed weights may lie anywhere, but are read faster from the beginning of a large page on."""
 
 
 class _Call(ctypes.Structure):
@@ -58,8 +60,11 @@ def pack(config: IBertConfig, tensors: Arrays, level: str) -> np.ndarray:
             native.LEVELS.index(level), ctypes.c_void_p(dims.ctypes.data), len(dims), addresses, len(arrays),
             ctypes.c_void_p(packed), ctypes.c_int64(size)))
 
-    packed = np.empty(run(None, 0), np.uint8)
-    run(packed.ctypes.data, packed.size)
+    size = run(None, 0)
+    memory = np.empty(size + LARGE_PAGE, np.uint8)
+    start = -memory.ctypes.data % LARGE_PAGE
+    packed = memory[start:start + size]
+    run(packed.ctypes.data, size)
     return packed
 
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "threads.h"
 
 namespace bertkit {
 namespace {
@@ -128,6 +129,7 @@ int64_t bk_ibert_pack(int level, const int64_t* dims, int dim_count, const void*
     if (packed == nullptr) return header.size;
     if (size < header.size) return BK_BAD_SIZE;
     char* to = static_cast<char*>(packed);
+    use_large_pages(to, header.size);
     std::memset(to, 0, std::size_t(header.size));
     std::memcpy(to, &header, sizeof header);
     std::memcpy(to + sizeof header, dims, std::size_t(dim_count) * sizeof *dims);

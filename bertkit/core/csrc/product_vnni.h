@@ -22,7 +22,7 @@ struct Ahead {
 enum class Bytes { kSigned, kUnsigned };
 
 struct Product {
-    static constexpr int kRows = 2 * kBlockRows;
+    static constexpr int kRows = 3 * kBlockRows;  // with fewer, the panel comes from the second-level cache too often
     static constexpr int kRowStep = 1;
     static constexpr int kColumns = 2 * kLanes;
     static constexpr int kDepthStep = 4;

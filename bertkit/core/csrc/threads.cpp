@@ -198,6 +198,18 @@ namespace {
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kHugePage = 2 << 20;
 
+}  // namespace
+
+void use_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), begin = (uintptr_t(memory) + page - 1) / page * page;
+    const uintptr_t end = uintptr_t(memory) + uintptr_t(bytes);
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+namespace {
+
 struct Memory {
     void* data = nullptr;
     int64_t bytes = 0;
@@ -211,16 +223,13 @@ struct Memory {
 
     bool reserve(int64_t wanted) {
         release();
-        // Large pages spare the kernels many misses of the address cache.
         const bool large = wanted >= kHugePage;
         alignment = large ? kHugePage : kCacheLine;
         wanted = (wanted + alignment - 1) / alignment * alignment;
         data = ::operator new(std::size_t(wanted), std::align_val_t(alignment), std::nothrow);
         if (data == nullptr) return false;
         bytes = wanted;
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-        if (large) madvise(data, std::size_t(bytes), MADV_HUGEPAGE);
-#endif
+        if (large) use_large_pages(data, bytes);
         return true;
     }
 

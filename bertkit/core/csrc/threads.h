@@ -28,6 +28,9 @@ using Work = void (*)(const Worker& worker, void* context);
 /// in the calling thread.
 void run(int threads, Work work, void* context);
 
+/// Ask for large pages: they spare the kernels many misses of the address cache. Pages that are in use stay as they are.
+void use_large_pages(void* memory, int64_t bytes);
+
 /// Memory that belongs to the calling thread until it ends or asks again; aligned to a cache line, contents undefined.
 ///
 /// Returns a null pointer where there is not so much memory.
