@@ -12,11 +12,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
 from bertkit.core import native
 from bertkit.core.errors import BackendError
+
+NO_MASK = np.zeros((0, 0), np.uint8)
+"""An operation has a fixed number of inputs: an empty mask is none."""
 
 
 @functools.cache
@@ -59,8 +63,7 @@ def ibert_encode(
         BackendError: there is no compiled library, or TensorFlow cannot load it.
     """
     ids = [tf.cast(ids, tf.int64) for ids in (word_ids_BL, type_ids_BL, position_ids_BL)]
-    # An operation has a fixed number of inputs: an empty mask is none.
-    mask_BL = tf.zeros((0, 0), tf.uint8) if mask_BL is None else tf.cast(mask_BL, tf.uint8)
+    mask_BL = NO_MASK if mask_BL is None else tf.cast(mask_BL, tf.uint8)
     threads = tf.config.threading.get_intra_op_parallelism_threads() or native.cores()
     hidden = _operations().bertkit_ibert_encode(
         packed=packed, words=words, types=types, positions=positions, word_ids=ids[0], type_ids=ids[1], position_ids=ids[2],
