@@ -85,7 +85,7 @@ class Checkpoint:
 
     def __init__(
         self, path: Path, files: list[Path], format: str, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str],
-        checks: Iterable[Callable[[], str]],
+        checks: Iterable[Callable[[], str]] = (),
     ) -> None:
         self.path, self.files, self.format, self.metadata = path, files, format, dict(metadata)
         self._tensors, self._checks = dict(tensors), tuple(checks)
