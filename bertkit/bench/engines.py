@@ -49,13 +49,15 @@ class Torch(Engine):
         verbose = self.torch.backends.mkldnn.verbose
         with printed() as output, verbose(verbose.VERBOSE_ON if hasattr(verbose, "VERBOSE_ON") else 1):
             self.run()
-        return products_of_onednn(output()) or "no product by oneDNN"
+        return products_of_onednn(output()) or "float32, not by oneDNN"
 
     def shares(self) -> dict[str, float]:
-        """By operator; what `torch.compile` generated is one, and named after its graph."""
+        """By operator; what `torch.compile` generated is one."""
         with self.torch.profiler.profile(activities=[self.torch.profiler.ProfilerActivity.CPU]) as profile:
             self.run()
-        return largest_shares((event.key, event.self_cpu_time_total) for event in profile.key_averages())
+        return largest_shares(
+            ("generated code" if "CompiledFxGraph" in event.key else event.key.split("::")[-1], event.self_cpu_time_total)
+            for event in profile.key_averages())
 
 
 class CompiledTorch(Torch):

@@ -170,6 +170,7 @@ def _make_static_onnx(setup: Setup, target: Path) -> None:
     """Weights and activations in int8, by ranges, with QuantizeLinear and DequantizeLinear."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         batches = iter(_calibration(setup))
@@ -180,10 +181,9 @@ def _make_static_onnx(setup: Setup, target: Path) -> None:
 
     fused = target.with_name("unquantised.onnx")
     # With attention as one operator its products could not be quantised one by one.
-    model = _fused(setup, attention=False).model
-    if all(entry.domain != "com.microsoft" for entry in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, fused)
+    _fused(setup, attention=False).save_model_to_file(str(fused))
+    # Where the type of a product's input is not known, the quantiser leaves it in float32.
+    quant_pre_process(str(fused), str(fused), skip_optimization=True, skip_onnx_shape=True, auto_merge=True)
     quantize_static(fused, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=["MatMul"],
                     activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                     extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})

@@ -100,7 +100,7 @@ def evidence(shapes: Sequence[Found]) -> list[str]:
         for row in shape["subjects"]:
             if "evidence" in row and row["title"] not in told:
                 told[row["title"]] = [f"  {row['title']}: {row['evidence']}"]
-                shares = ", ".join(f"{share:.0%} {name}" for name, share in row["shares"].items())
+                shares = ", ".join(f"{share:.0%} {name}" for name, share in row["shares"].items() if share >= 0.005)
                 told[row["title"]] += [f"    {shares}"] if shares else []
     return ["what ran, and what took the time:", *(line for lines in told.values() for line in lines)] if told else []
 
@@ -140,7 +140,7 @@ def draw(found: Found, file: str, title: str) -> None:
         panel = axes[batches.index(shape["batch"])][lengths.index(shape["length"])]
         _draw_panel(panel, shape, names, found["baseline"])
         panel.set_yticks(range(len(names)), [titles[name] for name in names], fontsize=8)
-    axes[0][0].invert_yaxis()  # the panels share it
+    axes[0][0].set_ylim(len(names) - 0.4, -0.6)  # the panels share it
     handles = [_patch(color, kind) for kind, color in COLORS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
