@@ -9,6 +9,7 @@ Shape suffixes: B batch, L length, N heads, S keys, D head size, E width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import keras
@@ -301,6 +302,9 @@ class IntegerEncoder(LayerStack):
         super().__init__(IntegerLayer(config, index) for index in range(config.num_hidden_layers))
         self.supports_jit = native.level() == PORTABLE  # Keras compiles what can be compiled, without a look at what is faster
 
+    def _clear_losses(self) -> None:
+        """There are none; Keras would look for them in hundreds of layers at each call."""
+
     def call(self, stream: tf.Tensor, mask: tf.Tensor | None, head_mask: tf.Tensor | None) -> tuple[list, list]:
         """Hidden states [B, L, E], the stream as it came first, and probabilities [B, N, L, S] of each layer.
 
@@ -387,10 +391,7 @@ class IntegerInference:
                  head_mask: tf.Tensor | None, output_attentions: bool, output_hidden_states: bool) -> tuple[list, list]:
         """The integers behind `encode`; of hidden states at least the last one. No floating-point number is on the way."""
         mask = None if attention_mask is None else tf.cast(attention_mask, tf.bool)
-        level = PORTABLE
-        if words.shape.rank == 2 and self.on_one_cpu() and head_mask is None and not output_attentions and (
-                mask is None or mask.shape.rank == 2):
-            level = native.level()
+        level = self.level(words, mask, head_mask, output_attentions)
         if level == PORTABLE:
             return self.encoder(self.embeddings(words, token_type_ids, position_ids), mask, head_mask)
         tables = (self.embeddings.word_embeddings, self.embeddings.token_type_embeddings, self.embeddings.position_embeddings)
@@ -400,10 +401,32 @@ class IntegerInference:
             tf.broadcast_to(token_type_ids, shape), tf.broadcast_to(position_ids, shape), mask, count)
         return tf.unstack(tf.ensure_shape(states, [count, *words.shape, self.config.hidden_size])), []
 
-    def on_one_cpu(self) -> bool:
-        """Whether the tables are where compiled code can read them."""
-        table = self.embeddings.word_embeddings.weight_integer.value
-        return "GPU" not in table.device and not tf.distribute.has_strategy()
+    def infer_in_one_step(self, inputs: Mapping[str, tf.Tensor], training: bool | None, **flags: bool) -> dict[str, Any]:
+        """`infer`; where compiled kernels serve an eager call, as one function of TensorFlow.
+
+        They need so little time that a dozen of TensorFlow's operations beside them would be seen. Portable ones need more,
+        and a function of them takes seconds to trace.
+        """
+        level = self.level(*map(inputs.get, ("input_ids", "attention_mask", "head_mask")), flags["output_attentions"])
+        if level == PORTABLE or not tf.executing_eagerly():
+            return self.infer(inputs, training=training, **flags)
+        specs = tuple((name, x.dtype, x.shape.rank) for name, x in inputs.items())
+        key = (level, specs, *flags.values())
+        if key not in self._packed.functions:
+            signature = [tf.TensorSpec([None] * rank, dtype) for _, dtype, rank in specs]
+            names = list(inputs)
+            function = tf.function(lambda *given: self.infer(dict(zip(names, given, strict=True)), training=False, **flags),
+                                   input_signature=signature, autograph=False)
+            self._packed.functions[key] = function.get_concrete_function()
+        return self._packed.functions[key](*inputs.values())
+
+    def level(self, words: tf.Tensor | None, mask: tf.Tensor | None, head_mask: tf.Tensor | None,
+              output_attentions: bool) -> str:
+        """The level of the kernels that serve a call: compiled ones know neither other masks nor other devices."""
+        device = self.embeddings.word_embeddings.weight_integer.value.device
+        plain = words is not None and words.shape.rank == 2 and (mask is None or mask.shape.rank == 2) and head_mask is None
+        return native.level() if plain and not output_attentions and "GPU" not in device and (
+            not tf.distribute.has_strategy()) else PORTABLE
 
     def scales(self) -> list[tf.Tensor]:
         """The scale of each hidden state, [1]."""
@@ -412,7 +435,7 @@ class IntegerInference:
 
     def packed(self, level: str) -> tf.Variable:
         """The weights as the compiled kernels of a level read them; made at the first call, and then kept."""
-        kept = self._packed.by_level
+        kept = self._packed.weights
         if level not in kept:
             with tf.init_scope(), tf.device("CPU:0"):  # a variable, since graphs would hold copies of a constant
                 kept[level] = tf.Variable(self._pack(level), trainable=False, shape=[None])
@@ -420,7 +443,7 @@ class IntegerInference:
 
     def weights_changed(self) -> None:
         """Pack anew what was packed, for graphs that hold it, too."""
-        for level, variable in self._packed.by_level.items():
+        for level, variable in self._packed.weights.items():
             variable.assign(self._pack(level))
 
     def _pack(self, level: str) -> np.ndarray:
@@ -430,7 +453,8 @@ class IntegerInference:
 
 
 class Packed:
-    """Packed weights by level. It is no dictionary, so that Keras does not save what follows from other variables."""
+    """What a model keeps for each level. It is no dictionary, so that Keras does not save what follows from other variables."""
 
     def __init__(self) -> None:
-        self.by_level: dict[str, tf.Variable] = {}
+        self.weights: dict[str, tf.Variable] = {}
+        self.functions: dict[tuple, Callable[..., Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -304,19 +305,28 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         """
         self.check_inputs(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                           token_type_ids=token_type_ids, position_ids=position_ids)
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask,
+                  "token_type_ids": token_type_ids, "position_ids": position_ids, "head_mask": head_mask}
+        flags = self.flags(output_attentions, output_hidden_states)
+        run = self.infer if self.config.integer_format is None else self.infer_in_one_step
+        outputs = run({name: x for name, x in inputs.items() if x is not None}, training=training, **flags)
+        return self.finish(TFBaseModelOutputWithPoolingAndCrossAttentions(**outputs), return_dict)
+
+    def infer(self, inputs: Mapping[str, tf.Tensor], training: bool | None, **flags: bool) -> dict[str, Any]:
+        """What a call gives, by name, from the inputs that are given."""
+        names = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "head_mask")
+        input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask = map(inputs.get, names)
         if position_ids is None:
             position_ids = self.positions(input_ids, inputs_embeds)
         if token_type_ids is None:
             token_type_ids = tf.zeros_like(position_ids)
-        flags = self.flags(output_attentions, output_hidden_states)
         if self.config.integer_format is not None:
             words = input_ids if inputs_embeds is None else inputs_embeds
             encoded = self.encode(words, attention_mask, token_type_ids, position_ids, head_mask, **flags)
         else:
             encoded = self.simulate(input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
                                     training, **flags)
-        pooled = None if self.pooler is None else self.pooler(encoded["last_hidden_state"])
-        return self.finish(TFBaseModelOutputWithPoolingAndCrossAttentions(pooler_output=pooled, **encoded), return_dict)
+        return {**encoded, "pooler_output": None if self.pooler is None else self.pooler(encoded["last_hidden_state"])}
 
     def simulate(self, input_ids: tf.Tensor | None, inputs_embeds: tf.Tensor | None, attention_mask: tf.Tensor | None,
                  token_type_ids: tf.Tensor, position_ids: tf.Tensor, head_mask: tf.Tensor | None, training: bool | None,
