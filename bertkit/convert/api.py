@@ -26,6 +26,7 @@ from bertkit.core.initial import initial_value
 from bertkit.core.loading import LoadPlan, plan_loading
 from bertkit.core.progress import progress
 from bertkit.core.spec import Param
+from bertkit.core.surgery import check_changeable
 from bertkit.core.tensors import FLOAT_DTYPES, converted, stored
 from bertkit.core.variants import VARIANTS
 
@@ -100,7 +101,7 @@ def convert(
     Raises:
         CheckpointError: when the source is of no known format or of two, is damaged or does not fit its configuration,
             holds unknown tensors or lacks some, or when the target cannot be written; the target is then as it was.
-        ConfigError: when the configuration is impossible, or cannot be expressed by the target.
+        ConfigError: when the configuration is impossible, or cannot be expressed by the target, or is a frozen model's.
 
     Example:
         >>> convert("megatron_bert_345m_v0_1_uncased.zip", "megatron-bert").architecture  # doctest: +SKIP
@@ -114,6 +115,7 @@ def convert(
         raise ConfigError(f"dtype: got {dtype!r}, expected one of {', '.join(FLOAT_DTYPES)}")
     original = read_original(source, asked, source_type=source_type, to=to)
     variant, config = original.variant, original.config
+    check_changeable(config)
     tensors = Checkpoint(original.path, [], original.format, original.translation.tensors, {})
     suffix = task_of(variant, config, tensors, asked.task or original.task)
     params = params_of(variant, suffix, config, tensors)
