@@ -84,9 +84,10 @@ struct Product {
 private:
     static constexpr int64_t kStartBytes = kColumns * 4, kHalfBytes = kTileRows * kTileBytes, kStepBytes = 2 * kHalfBytes;
 
+    // A function of its own: among the callers' variables no register would be left for addresses.
     template <Bytes kBytes, int kHalves>
-    static void block(const int8_t* a, int64_t stride, const char* panel, int64_t steps, int32_t* out, int64_t out_stride,
-                      Ahead ahead) {
+    [[gnu::noinline]] static void block(const int8_t* a, int64_t stride, const char* panel, int64_t steps, int32_t* out,
+                                        int64_t out_stride, Ahead ahead) {
         // A stride of 0 puts the start into every row.
         tile_load<0>(panel, 0);
         tile_load<1>(panel + kTileBytes, 0);
