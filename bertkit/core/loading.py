@@ -108,9 +108,7 @@ def plan_loading(
             continue
         copies = [copy for copy in (name, *ties.get(name, ())) if copy in found]
         if not copies:
-            if param.frozen_dtype is not None:
-                plan.unusable.append(f"missing: {name}")
-            elif param.kind != "stat":
+            if param.kind != "stat":
                 plan.missing.append(name)
             continue
         source = found[copies[0]]
@@ -126,7 +124,7 @@ def plan_loading(
     plan.unexpected = [
         source for name, source in found.items() if name not in params and not _ignored(name, variant)
     ]
-    _raise_if_foreign(plan, variant, config, ignore_mismatched_sizes)
+    _raise_if_foreign(plan, params, variant, config, ignore_mismatched_sizes)
     return plan
 
 
@@ -207,11 +205,16 @@ def _ignored(name: str, variant: Variant) -> bool:
     return name.removeprefix(f"{variant.prefix}.") in variant.ignored
 
 
-def _raise_if_foreign(plan: LoadPlan, variant: Variant, config: Any, ignore_mismatched_sizes: bool) -> None:
+def _raise_if_foreign(
+    plan: LoadPlan, params: Mapping[str, Param], variant: Variant, config: Any, ignore_mismatched_sizes: bool
+) -> None:
     from bertkit.core.variants import VARIANTS
 
     body = {param.name for param in variant.encoder(config)}
-    lost = [name for name in plan.missing if name.removeprefix(f"{variant.prefix}.") in body]
+    if not body:  # whoever compares heads alone
+        return
+    integers = [name for name in plan.missing if params[name].frozen_dtype is not None]
+    lost = [name for name in plan.missing if name.removeprefix(f"{variant.prefix}.") in body or name in integers]
     wrong = [] if ignore_mismatched_sizes else plan.mismatched
     if not lost and not wrong and not plan.unusable:
         return
@@ -221,7 +224,7 @@ def _raise_if_foreign(plan: LoadPlan, variant: Variant, config: Any, ignore_mism
     if len(problems) > MOST_PROBLEMS:
         problems[MOST_PROBLEMS:] = [f"... and {len(problems) - MOST_PROBLEMS} more"]
     causes = [_cause_of_shape(name, got, expected, config) for name, got, expected in wrong]
-    if plan.unusable:
+    if integers or plan.unusable:
         causes.append("config.json describes a frozen model (integer_format), but the file holds another one, or a part of it; "
                       "freeze() makes one, save_pretrained() writes it")
     elif any(name.endswith((".multiplier", ".right_shift")) for name in plan.unexpected):

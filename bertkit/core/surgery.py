@@ -15,7 +15,8 @@ def check_changeable(config: Any) -> None:
         ConfigError: where `config` is a frozen model's.
     """
     if getattr(config, "integer_format", None) is not None:
-        raise ConfigError("a frozen model cannot be changed", remedy="Change, or convert, the one that it was made of, and freeze() that.")
+        raise ConfigError("a frozen model cannot be changed",
+                          remedy="Change, or convert, the one that it was made of, and freeze() that.")
 
 
 def resized_vocabulary(config: Any, new_num_tokens: int | None, pad_to_multiple_of: int | None) -> int:
