@@ -76,8 +76,11 @@ struct Softmax {
 
     static constexpr int32_t kExpBits = 30, kLargestExp = (1 << 15) - 1;
 
-    /// Whether quotients of numbers up to kExpBits * step are exact by way of 2**32 / step: so they are after freezing.
-    bool fits() const { return step >= 3 && int64_t(kExpBits) * step * step < int64_t(1) << 32; }
+    /// Whether they are what freezing makes; quotients of numbers up to kExpBits * step are then exact by way of 2**32 / step.
+    bool fits() const {
+        return step >= 3 && int64_t(kExpBits) * step * step < int64_t(1) << 32 && 0 <= drop && drop <= 31 && multiplier >= 0 &&
+               1 <= right_shift && right_shift <= 62;
+    }
 };
 
 /// exp(x) of x <= 0 in 15 bits. Numbers stay negative here: that spares their negation.
