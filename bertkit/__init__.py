@@ -29,6 +29,8 @@ _HOMES = {
                          "MobileBertTokenizerFast PreTrainedTokenizerFast RobertaTokenizer RobertaTokenizerFast",
     "core.freezing": "FreezeError",
     "modeling": "PreTrainedModel",
+    "core.calibration": "CalibrationReport",
+    "calibration": "calibrate",
     "integer": "freeze",
     "outputs": "ModelOutput BaseModelOutputWithCrossAttentions BaseModelOutputWithPooling "
                "BaseModelOutputWithPoolingAndCrossAttentions CausalLMOutputWithCrossAttentions MaskedLMOutput "

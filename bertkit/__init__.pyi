@@ -8,7 +8,9 @@ from bertkit.auto import AutoModelForPreTraining as AutoModelForPreTraining
 from bertkit.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
 from bertkit.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
 from bertkit.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
+from bertkit.calibration import calibrate as calibrate
 from bertkit.core.auto import AutoConfig as AutoConfig
+from bertkit.core.calibration import CalibrationReport as CalibrationReport
 from bertkit.core.config import PretrainedConfig as PretrainedConfig
 from bertkit.core.errors import BackendError as BackendError
 from bertkit.core.errors import BertkitError as BertkitError
@@ -104,6 +106,7 @@ __all__ = [
     "BertTokenizerFast",
     "BertkitError",
     "CalibrationError",
+    "CalibrationReport",
     "CausalLMOutputWithCrossAttentions",
     "CheckpointError",
     "ConfigError",
@@ -161,6 +164,7 @@ __all__ = [
     "YosoForSequenceClassification",
     "YosoForTokenClassification",
     "YosoModel",
+    "calibrate",
     "fast_hash",
     "freeze",
     "kernels_status",

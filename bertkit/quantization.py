@@ -139,7 +139,7 @@ class QuantActivation(nn.Module):
 
     The range is an exponential moving average of the smallest and largest element of each batch, and the first
     batch's where there was none. Batches with an infinite or undefined element do not count. `frozen` stops the
-    learning.
+    learning. An `observer` sees each value, in any mode, and nothing is learned.
 
     Features may have scales of their own: `channel_scale` times the one that the range gives. The range is then that
     of the value over `channel_scale`, which training leaves as calibration has found it.
@@ -161,6 +161,7 @@ class QuantActivation(nn.Module):
     def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False, channels: int | None = None) -> None:
         super().__init__()
         self.bits, self.quant_mode, self.compat, self.frozen = bits, quant_mode, compat, False
+        self.observer: Callable[[Tensor], None] | None = None
         for name in ("x_min", "x_max", "act_scaling_factor"):
             self.register_buffer(name, torch.full((1,), STATISTICS[name]))
         self.register_buffer("channel_scale", None)
@@ -171,6 +172,10 @@ class QuantActivation(nn.Module):
         """Give each of so many features a factor of 1 on the scale."""
         one = torch.full((channels,), STATISTICS["channel_scale"], dtype=self.x_min.dtype, device=self.x_min.device)
         self.register_buffer("channel_scale", one)
+
+    def drop_channels(self) -> None:
+        """Give all features one scale."""
+        self.channel_scale = None
 
     def forward(self, x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None,
                 identity_scale: Tensor | None = None) -> Quantised:
@@ -186,7 +191,9 @@ class QuantActivation(nn.Module):
             The value in float32 and its scale, [1] or [channels]; the plain sum and None without `quant_mode`.
         """
         total = x if identity is None else x + identity
-        if self.training and not self.frozen:
+        if self.observer is not None:
+            self.observer(total)
+        elif self.training and not self.frozen:
             self.observe(*torch.aminmax(self.evened(total.detach())))
         if not self.quant_mode:
             return total, None

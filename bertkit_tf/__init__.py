@@ -17,6 +17,7 @@ _MIRRORED = {name: home for name, home in bertkit._HOME_OF.items() if home in ("
 _HOME_OF = {
     **{f"TF{name}": home for name, home in _MIRRORED.items() if name != "ModelOutput"},
     "ModelOutput": "outputs",
+    "calibrate": "calibration",
     "freeze": "integer",
     "load_model": "auto",
     "fast_hash": "kernels.lsh",

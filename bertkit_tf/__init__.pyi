@@ -1,5 +1,6 @@
 # Written by tests/packaging/stubs.py from the table in __init__.py.
 from bertkit.core.auto import AutoConfig as AutoConfig
+from bertkit.core.calibration import CalibrationReport as CalibrationReport
 from bertkit.core.config import PretrainedConfig as PretrainedConfig
 from bertkit.core.errors import BackendError as BackendError
 from bertkit.core.errors import BertkitError as BertkitError
@@ -36,6 +37,7 @@ from bertkit_tf.auto import TFAutoModelForQuestionAnswering as TFAutoModelForQue
 from bertkit_tf.auto import TFAutoModelForSequenceClassification as TFAutoModelForSequenceClassification
 from bertkit_tf.auto import TFAutoModelForTokenClassification as TFAutoModelForTokenClassification
 from bertkit_tf.auto import load_model as load_model
+from bertkit_tf.calibration import calibrate as calibrate
 from bertkit_tf.integer import freeze as freeze
 from bertkit_tf.kernels.lsh import fast_hash as fast_hash
 from bertkit_tf.kernels.lsh import lsh_cumulation as lsh_cumulation
@@ -93,6 +95,7 @@ __all__ = [
     "BertTokenizerFast",
     "BertkitError",
     "CalibrationError",
+    "CalibrationReport",
     "CheckpointError",
     "ConfigError",
     "FreezeError",
@@ -162,6 +165,7 @@ __all__ = [
     "TFYosoModel",
     "TokenizerError",
     "YosoConfig",
+    "calibrate",
     "fast_hash",
     "freeze",
     "kernels_status",

@@ -88,14 +88,22 @@ def requantise(x: tf.Tensor, scale: tf.Tensor, target: tf.Tensor, compat: bool =
 
 
 # -- statistics ---------------------------------------------------------------------------------------------------
-def learners(block: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Block]]:
-    """Every activation and layer norm below `block` that learns in training mode, by canonical name."""
-    if isinstance(block, (QuantActivation, IntLayerNorm)):
-        yield ".".join(path), block
+def blocks(block: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Block]]:
+    """Every block below `block`, by canonical name."""
     children = enumerate(block) if isinstance(block, list) else vars(block).items()
     for name, child in children:
         if isinstance(child, (Block, list)) and not str(name).startswith("_"):
-            yield from learners(child, (*path, str(name).rstrip("_")))
+            below = (*path, str(name).rstrip("_"))
+            if isinstance(child, Block):
+                yield ".".join(below), child
+            yield from blocks(child, below)
+
+
+def learners(block: Any) -> Iterator[tuple[str, Block]]:
+    """Every activation and layer norm in `block` that learns in training mode, by canonical name."""
+    for name, child in (("", block), *blocks(block)):
+        if isinstance(child, (QuantActivation, IntLayerNorm)):
+            yield name, child
 
 
 @contextlib.contextmanager
@@ -149,7 +157,8 @@ class QuantActivation(Block):
 
     The range is an exponential moving average of the smallest and largest element of each batch, and the first
     batch's where there was none. Batches with an infinite or undefined element do not count. `frozen` stops the
-    learning. Under `tf.distribute` the replicas' ranges are averaged.
+    learning. An `observer` sees each value, in any mode, and nothing is learned. Under `tf.distribute` the replicas'
+    ranges are averaged.
 
     Features may have scales of their own: `channel_scale` times the one that the range gives. The range is then that
     of the value over `channel_scale`, which training leaves as calibration has found it.
@@ -171,6 +180,7 @@ class QuantActivation(Block):
     def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False, channels: int | None = None) -> None:
         super().__init__()
         self.bits, self.quant_mode, self.compat, self.frozen = bits, quant_mode, compat, False
+        self.observer: Callable[[tf.Tensor], None] | None = None
         self.x_min = _statistic(self, "x_min", "mean")
         self.x_max = _statistic(self, "x_max", "mean")
         self.act_scaling_factor = _statistic(self, "act_scaling_factor", "mean")
@@ -180,7 +190,14 @@ class QuantActivation(Block):
 
     def make_channels(self, channels: int) -> None:
         """Give each of so many features a factor of 1 on the scale."""
+        self.drop_channels()
         self.channel_scale = _statistic(self, "channel_scale", "mean", channels)
+
+    def drop_channels(self) -> None:
+        """Give all features one scale."""
+        if self.channel_scale is not None:
+            self._untrack_variable(self.channel_scale)
+            self.channel_scale = None
 
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, identity: tf.Tensor | None = None,
              identity_scale: tf.Tensor | None = None, training: bool | None = None) -> Quantised:
@@ -197,7 +214,9 @@ class QuantActivation(Block):
             The value in float32 and its scale, [1] or [channels]; the plain sum and None without `quant_mode`.
         """
         total = x if identity is None else tf.cast(x, identity.dtype) + identity
-        if training and not self.frozen:
+        if self.observer is not None:
+            self.observer(total)
+        elif training and not self.frozen:
             evened = self.evened(total)
             self.observe(tf.reduce_min(evened), tf.reduce_max(evened))
         if not self.quant_mode:
