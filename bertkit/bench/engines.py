@@ -80,6 +80,7 @@ class CompiledTorch(Torch):
         super().prepare(ids)
         self.torch.compiler.reset()
         self.compiled = self.torch.compile(self.model, dynamic=False)
+        self.run()  # which compiles it
 
     def run(self) -> Any:
         with self.torch.no_grad(), self.torch.autocast("cpu", self.torch.bfloat16, enabled=self.autocast):
@@ -106,6 +107,7 @@ class TensorFlow(Engine):
 
     def prepare(self, ids: np.ndarray) -> None:
         self.ids = self.tf.constant(ids, self.tf.int32)
+        self.run()  # which traces the function
 
     def run(self) -> Any:
         return self.function(self.ids)

@@ -46,7 +46,7 @@ class Engine(ABC):
     """A model that is ready to be timed."""
 
     def prepare(self, ids: np.ndarray) -> None:
-        """Get ready for token ids of this shape and forget the last ones.
+        """Get ready for token ids of this shape, compile what has to be compiled, and forget the last ones.
 
         Args:
             ids: [batch, length], int64.
