@@ -300,7 +300,8 @@ class IntegerEncoder(LayerStack):
 
     def __init__(self, config: IBertConfig) -> None:
         super().__init__(IntegerLayer(config, index) for index in range(config.num_hidden_layers))
-        self.supports_jit = native.level() == PORTABLE  # Keras compiles what can be compiled, without a look at what is faster
+        # Keras compiles what it may, for half a minute and again for each length, and past the compiled kernels.
+        self.supports_jit = False
 
     def _clear_losses(self) -> None:
         """There are none; Keras would look for them in hundreds of layers at each call."""

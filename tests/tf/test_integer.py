@@ -154,6 +154,7 @@ def test_keras_leaves_integers_alone(level, tmp_path):
     dtypes = {array.dtype.name for array in before.values()}
     assert dtypes == {"int8", "int32", "int64", "float32"} and len(model.trainable_variables) == 4
     model.compile("sgd")
+    assert not model.jit_compile  # by default
     model.fit({**given, "labels": np.array([0, 1, 2])}, verbose=0)
     after = {variable.path: variable.numpy() for variable in model.weights}
     changed = {path for path, array in after.items() if not np.array_equal(array, before[path])}
