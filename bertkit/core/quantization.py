@@ -46,6 +46,5 @@ def uncalibrated(names: Sequence[str]) -> CalibrationError:
     rest = [f"and {len(names) - 10} more"] if len(names) > 10 else []
     return CalibrationError(
         f"{len(names)} activation(s) have no range yet, every result would be clipped to nothing", [*shown, *rest],
-        remedy="Load a checkpoint that has x_min and x_max, or run the model in training mode on a few batches; "
-               "this works with quant_mode off, too.",
+        remedy="Call calibrate() with a few hundred texts, or load a checkpoint that was calibrated, or train the model.",
     )
