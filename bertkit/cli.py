@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertkit import __version__
-from bertkit.commands import bench, convert, inspect, kernels, predict, verify
+from bertkit.commands import bench, convert, inspect, kernels, predict, quantize, verify
 from bertkit.core.errors import BertkitError
 
-COMMANDS = {"convert": convert, "verify": verify, "inspect": inspect, "predict": predict, "kernels": kernels,
-            "bench": bench}
+COMMANDS = {"convert": convert, "verify": verify, "inspect": inspect, "predict": predict, "quantize": quantize,
+            "kernels": kernels, "bench": bench}
 GENERAL = """\
 exit codes: 0 all is well, 1 a check failed, 2 bad use or bad input
 
@@ -27,6 +27,7 @@ examples:
   bertkit verify ibert/ --text "Do both frameworks say the same?"
   bertkit inspect ibert/
   bertkit predict ibert/ --task embed --text "A sentence." --text "Another one."
+  bertkit quantize ibert/ integers/ --calibrate texts.txt
   bertkit kernels
   bertkit bench ibert --lengths 128
 """

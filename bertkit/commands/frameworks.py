@@ -164,6 +164,13 @@ class Runner:
             model_class = getattr(import_module(chosen.package), self.class_name)
             self.model = model_class.from_pretrained(opened.directory, **pooler, **settings)
 
+    @classmethod
+    def of(cls, model: Any, framework: str) -> Runner:
+        """The same for a model that is there already."""
+        runner = cls.__new__(cls)
+        runner.framework, runner.class_name, runner.model = framework, type(model).__name__, model
+        return runner
+
     def __call__(self, inputs: Mapping[str, np.ndarray], **flags: bool) -> Arrays:
         """All outputs by name; a tuple (hidden states) stays one."""
         if self.framework == "tf":
