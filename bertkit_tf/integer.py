@@ -146,7 +146,7 @@ class IntegerScale(IntegerBlock):
 
 
 class IntegerStream(IntegerActivation):
-    """The way from a layer norm into the stream, whose scale leaves the encoder with it."""
+    """The way from a layer norm into the stream, whose scales leave the encoder with it."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -430,7 +430,7 @@ class IntegerInference:
             not tf.distribute.has_strategy()) else PORTABLE
 
     def scales(self) -> list[tf.Tensor]:
-        """The scale of each hidden state, [1]."""
+        """The scales of each hidden state, [E]."""
         blocks = [self.embeddings, *(layer.output_ for layer in self.encoder.layer)]
         return [block.output_activation.act_scaling_factor.value for block in blocks]
 
