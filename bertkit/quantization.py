@@ -457,7 +457,8 @@ class IntLayerNorm(nn.LayerNorm):
             return self._in_float(x), None
         integers = to_integers(x, scale, self.compat)
         mean = integers.mean(-1, keepdim=True)
-        centred = integers - straight_through(torch.round(mean), mean)
+        nearest = torch.round(mean) if self.compat else torch.floor(mean + 0.5)  # ties up, as in integers
+        centred = integers - straight_through(nearest, mean)
         if self.training and not self.frozen:
             self._widen(centred.detach())
         step = torch.pow(2.0, self.shift).to(integers.dtype)

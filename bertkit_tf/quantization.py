@@ -485,7 +485,8 @@ class IntLayerNorm(LayerNorm):
             return self._in_float(x), None
         integers = to_integers(x, scale, self.compat)
         mean = tf.reduce_mean(integers, -1, keepdims=True)
-        centred = integers - straight_through(tf.round(mean), mean)
+        nearest = tf.round(mean) if self.compat else tf.floor(mean + 0.5)  # ties up, as in integers
+        centred = integers - straight_through(nearest, mean)
         if training and not self.frozen:
             self._widen(tf.stop_gradient(centred))
         step = tf.cast(tf.pow(2.0, self.shift.value), integers.dtype)
