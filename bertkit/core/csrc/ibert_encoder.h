@@ -37,19 +37,18 @@ constexpr Range part(int64_t whole, int64_t index, int64_t count, int64_t step =
 constexpr int64_t parts_of(int64_t whole, int64_t most) { return (whole + most - 1) / most; }
 
 // -- what happens to the sums of a product ---------------------------------------------------------------------------
+// For some rows of a block and kLanes columns; `sums` is where the first of them is.
+
 /// Back to bytes.
 struct ToBytes {
     Rescaling rescaling;
     int8_t* out;
     int64_t stride;
 
-    void operator()(const int32_t* sums, Range rows, int64_t first_column) const {
-        for (int64_t column = 0; column < Product::kColumns; column += kLanes) {
-            const Scales by = scales(rescaling, first_column + column);
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
-                const Vector x = load(sums + (row - rows.begin) * Product::kColumns + column);
-                store_bytes(out + row * stride + first_column + column, narrow(rescale(x, by)), Product::kFlip);
-            }
+    void operator()(const int32_t* sums, Range rows, int64_t column) const {
+        const Scales by = scales(rescaling, column);
+        for (int64_t row = rows.begin; row < rows.end; ++row, sums += Product::kColumns) {
+            store_bytes(out + row * stride + column, narrow(rescale(load(sums), by)), Product::kFlip);
         }
     }
 };
@@ -61,14 +60,11 @@ struct ToGelu {
     int8_t* out;
     int64_t stride;
 
-    void operator()(const int32_t* sums, Range rows, int64_t first_column) const {
-        for (int64_t column = 0; column < Product::kColumns; column += kLanes) {
-            const Gelus at = gelus(function, first_column + column);
-            const Scales by = scales(rescaling, first_column + column);
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
-                const Vector x = load(sums + (row - rows.begin) * Product::kColumns + column);
-                store_bytes(out + row * stride + first_column + column, narrow(rescale(gelu(x, at), by)), Product::kFlip);
-            }
+    void operator()(const int32_t* sums, Range rows, int64_t column) const {
+        const Gelus at = gelus(function, column);
+        const Scales by = scales(rescaling, column);
+        for (int64_t row = rows.begin; row < rows.end; ++row, sums += Product::kColumns) {
+            store_bytes(out + row * stride + column, narrow(rescale(gelu(load(sums), at), by)), Product::kFlip);
         }
     }
 };
@@ -80,15 +76,34 @@ struct ToStream {
     int32_t* out;
     int64_t stride;
 
-    void operator()(const int32_t* sums, Range rows, int64_t first_column) const {
-        for (int64_t column = 0; column < Product::kColumns; column += kLanes) {
-            const Scales by = scales(rescaling, first_column + column), stream_by = scales(identity, first_column + column);
-            for (int64_t row = rows.begin; row < rows.end; ++row) {
-                const int64_t at = row * stride + first_column + column;
-                const Vector x = load(sums + (row - rows.begin) * Product::kColumns + column);
-                const Wide total = add(rescale(x, by), rescale(load_bytes(stream + at, Product::kFlip), stream_by));
-                store(out + at, narrow(saturate<kNormBits>(total)));
-            }
+    void operator()(const int32_t* sums, Range rows, int64_t column) const {
+        const Scales by = scales(rescaling, column), stream_by = scales(identity, column);
+        for (int64_t row = rows.begin; row < rows.end; ++row, sums += Product::kColumns) {
+            const int64_t at = row * stride + column;
+            const Wide total = add(rescale(load(sums), by), rescale(load_bytes(stream + at, Product::kFlip), stream_by));
+            store(out + at, narrow(saturate<kNormBits>(total)));
+        }
+    }
+};
+
+/// The sums of a block, on the way through an epilogue.
+template <typename Epilogue>
+struct Finish {
+    const Epilogue* epilogue;
+    const int32_t* sums;
+    Range rows;
+    int64_t first_column;
+
+    /// One of `count` parts.
+    [[gnu::noinline]] void operator()(int64_t index, int64_t count) const {
+        // As if one group of columns stood below the other: then few parts have to read the parameters of two.
+        const int64_t height = rows.size();
+        const Range share = part(Product::kColumns / kLanes * height, index, count);
+        for (int64_t at = share.begin; at < share.end;) {
+            const int64_t column = at / height * kLanes, row = at % height;
+            const int64_t end = minimum(height, row + share.end - at);
+            (*epilogue)(sums + row * Product::kColumns + column, {rows.begin + row, rows.begin + end}, first_column + column);
+            at += end - row;
         }
     }
 };
@@ -316,22 +331,25 @@ private:
     }
 
     // -- linear layers --
-    /// The threads of a team divide the blocks of all panels. While one panel is used, the next one comes into the cache.
+    /// The threads of a team divide the blocks of all panels. While one panel is used, the next one comes into the cache;
+    /// while one block is multiplied, the one before it is finished, where the product has other units for that.
     template <typename Epilogue>
     static void multiply(const Linear& linear, const int8_t* in, int64_t stride, int64_t rows, const Team& team,
                          const Epilogue& epilogue) {
-        alignas(64) int32_t sums[Product::kRows * Product::kColumns];
+        alignas(64) int32_t sums[2][Product::kRows * Product::kColumns];
         const int64_t blocks = parts_of(rows, Product::kRows), panels = padded(linear.outputs) / Product::kColumns;
         const Range share = team.share(panels * blocks);
+        Finish<Epilogue> last{&epilogue, nullptr, {0, 0}, 0};
         for (int64_t item = share.begin; item < share.end; ++item) {
             const int64_t panel = item / blocks;
             const Range block = part(rows, item % blocks, blocks, Product::kRowStep);
             const Range ahead = part(Product::panel_bytes(linear.inputs), item % blocks, blocks);
             Product::multiply<Bytes::kSigned>(in + block.begin * stride, stride, block.size(), linear.panel(panel),
-                                              linear.inputs, sums, Product::kColumns,
-                                              {linear.panel(panel + 1) + ahead.begin, ahead.size()});
-            epilogue(sums, block, panel * Product::kColumns);
+                                              linear.inputs, sums[item % 2], Product::kColumns,
+                                              {linear.panel(panel + 1) + ahead.begin, ahead.size()}, last);
+            last = {&epilogue, sums[item % 2], block, panel * Product::kColumns};
         }
+        last(0, 1);
     }
 
     void project(const Layer& layer, const Team& team, Range rows) const {

@@ -13,17 +13,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "product.h"
 #include "tiles.h"
 
 namespace bertkit {
 namespace {
-
-struct Ahead {
-    const char* bytes;
-    int64_t size;
-};
-
-enum class Bytes { kSigned, kUnsigned };
 
 struct Product {
     static constexpr int kRows = 2 * kTileRows;
@@ -71,13 +65,13 @@ struct Product {
         }
     }
 
-    template <Bytes kBytes>
+    template <Bytes kBytes, typename Beside = Nothing>
     static void multiply(const int8_t* a, int64_t stride, int64_t rows, const char* panel, int64_t depth, int32_t* out,
-                         int64_t out_stride, Ahead ahead) {
+                         int64_t out_stride, Ahead ahead, const Beside& beside = {}) {
         if (rows > kTileRows) {
-            block<kBytes, 2>(a, stride, panel, steps(depth), out, out_stride * 4, ahead);
+            block<kBytes, 2>(a, stride, panel, steps(depth), out, out_stride * 4, ahead, beside);
         } else {
-            block<kBytes, 1>(a, stride, panel, steps(depth), out, out_stride * 4, ahead);
+            block<kBytes, 1>(a, stride, panel, steps(depth), out, out_stride * 4, ahead, beside);
         }
     }
 
@@ -85,9 +79,10 @@ private:
     static constexpr int64_t kStartBytes = kColumns * 4, kHalfBytes = kTileRows * kTileBytes, kStepBytes = 2 * kHalfBytes;
 
     // A function of its own: among the callers' variables no register would be left for addresses.
-    template <Bytes kBytes, int kHalves>
+    // Other work is done between the steps: the unit for tiles multiplies by itself, and takes a while for each.
+    template <Bytes kBytes, int kHalves, typename Beside>
     [[gnu::noinline]] static void block(const int8_t* a, int64_t stride, const char* panel, int64_t steps, int32_t* out,
-                                        int64_t out_stride, Ahead ahead) {
+                                        int64_t out_stride, Ahead ahead, const Beside& beside) {
         // A stride of 0 puts the start into every row.
         tile_load<0>(panel, 0);
         tile_load<1>(panel + kTileBytes, 0);
@@ -111,7 +106,9 @@ private:
                 dot<kBytes, 2, 5, 6>();
                 dot<kBytes, 3, 5, 7>();
             }
+            beside(step, steps);
         }
+        if (steps == 0) beside(0, 1);
         tile_store<0>(out, out_stride);
         tile_store<1>(out + kTileRows, out_stride);
         if constexpr (kHalves == 2) {

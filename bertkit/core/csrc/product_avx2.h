@@ -11,17 +11,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "product.h"
 #include "simd_avx2.h"
 
 namespace bertkit {
 namespace {
-
-struct Ahead {
-    const char* bytes;
-    int64_t size;
-};
-
-enum class Bytes { kSigned, kUnsigned };
 
 struct Product {
     static constexpr int kRows = 24;
@@ -54,9 +48,10 @@ struct Product {
         }
     }
 
-    template <Bytes kBytes>
+    template <Bytes kBytes, typename Beside = Nothing>
     static void multiply(const int8_t* a, int64_t stride, int64_t rows, const char* panel, int64_t depth, int32_t* out,
-                         int64_t out_stride, Ahead ahead) {
+                         int64_t out_stride, Ahead ahead, const Beside& beside = {}) {
+        beside(0, 1);
         const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
         for (int64_t line = 0; line < ahead.size; line += 64) _mm_prefetch(ahead.bytes + line, _MM_HINT_T1);
         for (int64_t i = 0; i < blocks; ++i) {

@@ -11,15 +11,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "product.h"
+
 namespace bertkit {
 namespace {
-
-struct Ahead {
-    const char* bytes;
-    int64_t size;
-};
-
-enum class Bytes { kSigned, kUnsigned };
 
 struct Product {
     static constexpr int kRows = 3 * kBlockRows;  // with fewer, the panel comes from the second-level cache too often
@@ -67,9 +62,10 @@ struct Product {
         }
     }
 
-    template <Bytes>
+    template <Bytes, typename Beside = Nothing>
     static void multiply(const int8_t* a, int64_t stride, int64_t rows, const char* panel, int64_t depth, int32_t* out,
-                         int64_t out_stride, Ahead ahead) {
+                         int64_t out_stride, Ahead ahead, const Beside& beside = {}) {
+        beside(0, 1);
         const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
         ahead.size /= blocks;
         for (int64_t i = 0; i < blocks; ++i, ahead.bytes += ahead.size) {
