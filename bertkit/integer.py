@@ -462,7 +462,7 @@ class IntegerInference:
         return self._packed[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        moved = fn(torch.empty(0, dtype=self.head_dtype))
+        moved = fn(torch.empty(0, dtype=self.head_dtype, device="cpu"))
         self.head_dtype = moved.dtype
         int8.is_exact(moved.device.type)  # tried now, since a model that is being traced cannot
         return super()._apply(fn, recurse)

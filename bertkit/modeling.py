@@ -63,7 +63,7 @@ class PreTrainedModel(nn.Module):
             raise ConfigError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         config.validate()
         self.config = config
-        device = torch.get_default_device()
+        device = default_device()
         with torch.device("meta"):
             self.assemble(config, **options)
         self.tie_weights()
@@ -168,7 +168,7 @@ class PreTrainedModel(nn.Module):
         with open_checkpoint(directory, variant=weights_variant) as checkpoint:
             model, plan = cls._from_checkpoint(
                 checkpoint, config, model_args, constructor, ignore_mismatched_sizes,
-                _dtype(torch_dtype if dtype is None else dtype, config, checkpoint), device or torch.get_default_device(),
+                _dtype(torch_dtype if dtype is None else dtype, config, checkpoint), device or default_device(),
             )
         model.eval()
         model.name_or_path = str(pretrained_model_name_or_path)
@@ -420,6 +420,11 @@ class LayerStack(nn.Module):
         if self.checkpointing is not None and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, **options, **self.checkpointing)
         return layer(*inputs, **options)
+
+
+def default_device() -> torch.device:
+    """Where new tensors go; before PyTorch 2.6 `torch.get_default_device` knows nothing of `with torch.device(...)`."""
+    return torch.empty(0).device
 
 
 def head_masks(head_mask: Tensor | None, layers: int) -> list[Tensor | None]:
