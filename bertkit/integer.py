@@ -475,5 +475,5 @@ class IntegerInference:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
 
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
-"""Exported programs are portable; versions of PyTorch that cannot tell keep what they are traced with."""
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Exported programs are portable; where PyTorch is too old to tell, so is everything that is traced."""
