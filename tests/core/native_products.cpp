@@ -25,16 +25,24 @@ void pack_columns(const int8_t* source, int64_t stride, int64_t columns, int64_t
     Product::pack_columns(source, stride, columns, depth, flip, panel);
 }
 
-void multiply(int is_signed, const int8_t* a, int64_t stride, int64_t rows, const char* panel, int64_t depth, int32_t* out,
-              int64_t out_stride) {
+// Returns whether all parts of the work beside were done once, in their order.
+int multiply(int is_signed, const int8_t* a, int64_t stride, int64_t rows, const char* panel, int64_t depth, int32_t* out,
+             int64_t out_stride) {
     const Ahead ahead{panel, Product::panel_bytes(depth)};
+    int64_t done = 0, parts = 1;
+    bool in_order = true;
+    auto beside = [&](int64_t index, int64_t count) {
+        in_order = in_order && index == done++ && (index == 0 || count == parts);
+        parts = count;
+    };
     Product::begin();
     if (is_signed) {
-        Product::multiply<Bytes::kSigned>(a, stride, rows, panel, depth, out, out_stride, ahead);
+        Product::multiply<Bytes::kSigned>(a, stride, rows, panel, depth, out, out_stride, ahead, beside);
     } else {
-        Product::multiply<Bytes::kUnsigned>(a, stride, rows, panel, depth, out, out_stride, ahead);
+        Product::multiply<Bytes::kUnsigned>(a, stride, rows, panel, depth, out, out_stride, ahead, beside);
     }
     Product::end();
+    return in_order && done == parts;
 }
 
 // What each vector operation makes of `count` numbers, one operation after the other. Returns how many there are.

@@ -85,14 +85,15 @@ class Level:
         return np.full(size, 0x55, np.uint8)
 
     def multiply(self, rows: np.ndarray, panel: np.ndarray, columns: int) -> np.ndarray:
-        """The product, in the midst of other numbers, which it must neither read for its sums nor write over."""
+        """The product, in the midst of numbers that it must neither use nor write over, with other work done beside it."""
         count, depth = rows.shape
         stride = -(-depth // self.depth_step) * self.depth_step + 5
         wide = np.random.default_rng(0).integers(0, 256, (self.rows, stride), np.uint8)
         wide[:count, :depth] = rows.view(np.uint8)
         out = np.full((self.rows, self.columns + 16), -1, np.int32)
-        self.functions.multiply(int(rows.dtype == np.int8), pointer(wide), ctypes.c_int64(stride), ctypes.c_int64(count),
-                                pointer(panel), ctypes.c_int64(depth), pointer(out), ctypes.c_int64(out.shape[1]))
+        assert self.functions.multiply(
+            int(rows.dtype == np.int8), pointer(wide), ctypes.c_int64(stride), ctypes.c_int64(count), pointer(panel),
+            ctypes.c_int64(depth), pointer(out), ctypes.c_int64(out.shape[1]))
         assert (out[:, self.columns:] == -1).all()
         return out[:count, :columns]
 
