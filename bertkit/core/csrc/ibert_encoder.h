@@ -237,21 +237,22 @@ private:
 
     int64_t score_stride() const { return padded(longest_); }
 
-    // Rows whose activations stay in the cache.
+    // Rows whose activations stay in the cache, but as many as the weights, which are read for each chunk, are worth.
     int64_t most_chunk_rows() const {
         constexpr int64_t kStreams = 3 + sizeof(int32_t);  // before, in the middle, after, and sums
-        return maximum(2 * Product::kRows, kChunkBytes / (kStreams * width_ + attended_ + inner_width_));
+        return maximum(Product::kRowsPerRead, kChunkBytes / (kStreams * width_ + attended_ + inner_width_));
     }
 
     int64_t chunk_stride() const { return minimum(rows_, most_chunk_rows()) + Product::kRows; }
 
-    // A thread takes rows of its own where it finds at least half a chunk of them, as it has to read all weights then.
+    // A thread takes rows of its own where there are enough for it to read all weights.
     Team team_of(const Worker& worker, Clock& clock) const {
-        const int64_t chunk_rows = most_chunk_rows();
-        if (rows_ < worker.threads * chunk_rows / 2) return {worker, clock, worker.thread, worker.threads, {0, rows_}, 1, chunks_};
+        if (rows_ < worker.threads * Product::kRowsPerRead) {
+            return {worker, clock, worker.thread, worker.threads, {0, rows_}, 1, chunks_};
+        }
         const Range rows = part(rows_, worker.thread, worker.threads, Product::kRowStep);
         const int64_t first = worker.thread * chunk_stride();
-        return {worker, clock, 0, 1, rows, parts_of(rows.size(), chunk_rows),
+        return {worker, clock, 0, 1, rows, parts_of(rows.size(), most_chunk_rows()),
                 {chunks_.sums + first * width_, chunks_.middle + first * width_, chunks_.inner + first * inner_width_}};
     }
 

@@ -22,6 +22,7 @@ namespace {
 struct Product {
     static constexpr int kRows = 2 * kTileRows;
     static constexpr int kRowStep = kTileRows;
+    static constexpr int kRowsPerRead = 256;
     static constexpr int kColumns = 2 * kTileRows;
     static constexpr int kDepthStep = kTileBytes;
     static constexpr uint8_t kFlip = 0;

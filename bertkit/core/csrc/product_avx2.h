@@ -20,6 +20,7 @@ namespace {
 struct Product {
     static constexpr int kRows = 24;
     static constexpr int kRowStep = 1;
+    static constexpr int kRowsPerRead = 24;
     static constexpr int kColumns = 32;
     static constexpr int kDepthStep = 16;
     static constexpr uint8_t kFlip = 0;

@@ -16,11 +16,12 @@ namespace bertkit {
 namespace {
 
 struct Product {
-    static constexpr int kRows = 16;      ///< most rows of one call; all of them may be read, and written to the result
-    static constexpr int kRowStep = 1;    ///< rows cost as much as the next multiple of this
-    static constexpr int kColumns = 16;   ///< columns of a panel
-    static constexpr int kDepthStep = 1;  ///< rows are read up to the next multiple of this; panels are 0 there
-    static constexpr uint8_t kFlip = 0;   ///< signed bytes of rows are kept as x XOR kFlip
+    static constexpr int kRows = 16;         ///< most rows of one call; all of them may be read, and written to the result
+    static constexpr int kRowStep = 1;       ///< rows cost as much as the next multiple of this
+    static constexpr int kRowsPerRead = 16;  ///< fewer rows take less time than a thread needs to read the panels for them
+    static constexpr int kColumns = 16;      ///< columns of a panel
+    static constexpr int kDepthStep = 1;     ///< rows are read up to the next multiple of this; panels are 0 there
+    static constexpr uint8_t kFlip = 0;      ///< signed bytes of rows are kept as x XOR kFlip
 
     /// Before the first and after the last product of a thread.
     static void begin() {}

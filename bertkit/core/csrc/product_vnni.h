@@ -19,6 +19,7 @@ namespace {
 struct Product {
     static constexpr int kRows = 3 * kBlockRows;  // with fewer, the panel comes from the second-level cache too often
     static constexpr int kRowStep = 1;
+    static constexpr int kRowsPerRead = 48;
     static constexpr int kColumns = 2 * kLanes;
     static constexpr int kDepthStep = 4;
     static constexpr uint8_t kFlip = 0x80;
