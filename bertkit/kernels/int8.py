@@ -1,7 +1,8 @@
 """I-BERT's arithmetic in integers in portable PyTorch; `bertkit.core.reference.int8` says what each function gives.
 
 No number here is a floating-point one, and all are those of the oracle, bit for bit: on every device, eagerly, under
-`torch.compile` and `torch.export`. Kim et al., "I-BERT: Integer-only BERT Quantization", arXiv 2101.01321.
+`torch.compile` and `torch.export`. Long formulas change one tensor step by step, since memory is what takes the time.
+Kim et al., "I-BERT: Integer-only BERT Quantization", arXiv 2101.01321.
 
 Shape suffixes: B batch, L length, N heads, D head size, S keys, E width.
 """
@@ -37,7 +38,10 @@ def rescale(x: Tensor, multiplier: Tensor, right_shift: Tensor) -> Tensor:
         int64.
     """
     right_shift = wide(right_shift)
-    return (wide(x) * multiplier + (1 << (right_shift - 1))) >> right_shift
+    total = wide(x) * multiplier
+    total += 1 << (right_shift - 1)
+    total >>= right_shift
+    return total
 
 
 def saturate(x: Tensor, bits: int) -> Tensor:
@@ -79,8 +83,16 @@ def gelu(x: Tensor, clip: Tensor, one: Tensor, unit: Tensor, drop: Tensor) -> Te
         int64 that fits 32 bits.
     """
     x = wide(x)
-    polynomial = x.sign() * ((torch.minimum(x.abs(), clip) - clip) ** 2 + one) >> GELU_DROPPED_BITS
-    return x * (polynomial + unit) >> drop
+    total = torch.minimum(x.abs(), clip)
+    total -= clip
+    total *= total
+    total += one
+    total *= x.sign()
+    total >>= GELU_DROPPED_BITS
+    total += unit
+    total *= x
+    total >>= drop
+    return total
 
 
 def exponentials(x: Tensor, constants: Tensor, multiplier: Tensor, right_shift: Tensor) -> Tensor:
@@ -100,7 +112,7 @@ def exponentials(x: Tensor, constants: Tensor, multiplier: Tensor, right_shift: 
     rest = below - halvings * step
     polynomial = wide(one - rest * (linear - rest))
     shift = wide(right_shift + halvings).clamp(max=63)
-    return ((polynomial * multiplier + (1 << (shift - 1))) >> shift).clamp(max=LARGEST_EXP)
+    return rescale(polynomial, multiplier, shift).clamp(max=LARGEST_EXP)
 
 
 def softmax(scores: Tensor, keep: Tensor | None, constants: Tensor, multiplier: Tensor, right_shift: Tensor) -> Tensor:
@@ -133,11 +145,18 @@ def layer_norm(x: Tensor, shift: Tensor, multiplier: Tensor, right_shift: Tensor
     """
     width = x.shape[-1]
     centred = x - (2 * x.sum(-1, keepdim=True) + width) // (2 * width)
-    squares = ((centred >> shift) ** 2).sum(-1, keepdim=True)
+    squares = centred >> shift
+    squares *= squares
+    squares = squares.sum(-1, keepdim=True)
     deviation = integer_sqrt(squares).clamp(min=1) << shift
     factor = (2**31 // deviation).clamp(max=LARGEST_INT32)
-    normed = saturate(centred * factor >> 1, 32)
-    return to_stream((normed * multiplier + offset) >> right_shift)
+    centred *= factor
+    centred >>= 1
+    normed = saturate(centred, 32)
+    normed *= multiplier
+    normed += offset
+    normed >>= right_shift
+    return to_stream(normed)
 
 
 def attend(query_BNLD: Tensor, key_BNSD: Tensor, value_BNSD: Tensor, keep: Tensor | None, heads: Tensor | None,
