@@ -155,7 +155,7 @@ class QuantActivation(nn.Module):
         >>> activation = QuantActivation(8, quant_mode=True)
         >>> value, scale = activation(torch.tensor([[-0.98, 0.5, 2.0]]))
         >>> round(float(scale), 5), (value / scale).round().tolist()
-        (0.01575, [[-62.0, 32.0, 126.0]])
+        (0.01575, [[-62.0, 32.0, 127.0]])
     """
 
     def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False, channels: int | None = None) -> None:

@@ -174,7 +174,7 @@ class QuantActivation(Block):
         >>> activation = QuantActivation(8, quant_mode=True)
         >>> value, scale = activation(tf.constant([[-0.98, 0.5, 2.0]]), training=True)
         >>> round(float(scale[0]), 5), tf.round(value / scale).numpy().tolist()
-        (0.01575, [[-62.0, 32.0, 126.0]])
+        (0.01575, [[-62.0, 32.0, 127.0]])
     """
 
     def __init__(self, bits: int, quant_mode: bool = False, compat: bool = False, channels: int | None = None) -> None:

@@ -103,7 +103,7 @@ def exponentials(x: tf.Tensor, constants: tf.Tensor, multiplier: tf.Tensor, righ
     rest = below - halvings * step
     polynomial = wide(one - rest * (linear - rest))
     shift = tf.minimum(wide(right_shift + halvings), 63)
-    return tf.minimum(shift_right(polynomial * wide(multiplier) + power_of_two(shift - 1), shift), LARGEST_EXP)
+    return tf.minimum(rescale(polynomial, multiplier, shift), LARGEST_EXP)
 
 
 def softmax(scores: tf.Tensor, keep: tf.Tensor | None, constants: tf.Tensor, multiplier: tf.Tensor,
