@@ -77,7 +77,7 @@ def fetch(cache: Path) -> Path:
 
 
 def mutated(sequence: str, count: int = 256, share: float = 0.3) -> list[str]:
-    """Copies of a sequence in which a share of the residues is another one: the ranges have to hold for other antibodies, too."""
+    """Copies of a sequence with random residues in some places, so that the ranges also hold for other antibodies."""
     random = np.random.default_rng(0)
     letters, residues = np.array(list(sequence)), np.array(list("ACDEFGHIKLMNPQRSTVWY"))
     changed = random.random((count, len(sequence))) < share
