@@ -1,4 +1,4 @@
-"""What a benchmark found, as text and as a picture."""
+"""What a benchmark found, as text and as a picture; the text may be printed part by part while it goes on."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 def as_text(found: Found) -> str:
-    """The whole report: a table for each shape, its verdict, what the engines really ran in, and what is absent."""
+    """The whole report."""
+    return "\n\n".join([heading(found), *map(shape_as_text, found["shapes"]), ending(found)])
+
+
+def heading(found: Found) -> str:
+    """What stands above the tables: the machine, the versions, and what the columns mean."""
     machine = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    parts = [
+    baseline = found["baseline"]
+    return "\n".join([
         f"{machine['cpu']} ({' '.join(machine['flags']) or 'no vector instructions known'}), {machine['cores']} cores; "
         f"{found['threads']} threads each; {machine['system']}",
-        versions,
-        f"Processes take turns, {found['rounds']} rounds; medians. Speed-ups over {found['baseline']}. The floor is the larger "
-        "of operations over the measured rate of products and weights over the measured rate of reading. The cosine is "
-        f"that of the hidden states with {found['baseline']}'s. The peak is that of the process while it is measured.",
-    ]
-    for shape in found["shapes"]:
-        parts += ["", shape_as_text(shape)]
-    parts += ["", *evidence(found["shapes"])]
-    if found["absent"]:
-        parts += ["", "absent:", *(f"  {name}: {reason}" for name, reason in found["absent"].items())]
-    return "\n".join(parts)
+        ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+        f"Processes take turns, {found['rounds']} rounds; medians.",
+        f"speed-up: over {baseline}. cosine: of the hidden states with those of {baseline}. peak: memory while it is measured.",
+        "floor: operations over the measured rate of products, or weights over that of reading, whichever takes longer.",
+    ])
+
+
+def ending(found: Found) -> str:
+    """What stands below the tables: what the engines really ran in, and which are absent."""
+    absent = [f"  {name}: {reason}" for name, reason in found["absent"].items()]
+    return "\n".join([*evidence(found["shapes"]), *(["absent:", *absent] if absent else [])])
 
 
 def shape_as_text(shape: Found) -> str:

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -121,8 +121,8 @@ class Worker:
 
 
 
-def measure(module: str, subjects: Sequence[Subject], setup: Setup, shapes: Sequence[tuple[int, int]], rounds: int
-            ) -> dict[str, Any]:
+def measure(module: str, subjects: Sequence[Subject], setup: Setup, shapes: Sequence[tuple[int, int]], rounds: int,
+            seen: Callable[[dict[str, Any]], None] = lambda found: None) -> dict[str, Any]:
     """Measure subjects side by side.
 
     Args:
@@ -131,6 +131,7 @@ def measure(module: str, subjects: Sequence[Subject], setup: Setup, shapes: Sequ
         setup: what they share.
         shapes: batch and length of each comparison.
         rounds: turns of each subject at each shape.
+        seen: called with what is found so far whenever there is more.
 
     Returns:
         `machine`, `absent` (reasons by subject), and for each of the `shapes` the rates of the machine and a row for
@@ -144,9 +145,13 @@ def measure(module: str, subjects: Sequence[Subject], setup: Setup, shapes: Sequ
     complete = [subject for subject in (*there, RATES) if subject.name not in absent and not subject.lacking()]
     with contextlib.ExitStack() as closing:
         workers = start_all(module, complete, setup, closing, absent)
-        measured = [measure_shape(workers, suite, setup, shape, rounds) for shape in shapes]
-    return {"machine": describe(suite.PACKAGES), "threads": setup.threads, "rounds": rounds, "baseline": suite.BASELINE,
-            "config": setup.config, "shapes": measured, "absent": absent}
+        found = {"machine": describe(suite.PACKAGES), "threads": setup.threads, "rounds": rounds, "config": setup.config,
+                 "baseline": suite.BASELINE, "absent": absent, "shapes": []}
+        for shape in shapes:
+            seen(found)
+            found["shapes"].append(measure_shape(workers, suite, setup, shape, rounds))
+    seen(found)
+    return found
 
 
 def make_all(module: str, subjects: Sequence[Subject], setup: Setup) -> dict[str, str]:

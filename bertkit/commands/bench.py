@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bertkit.commands.terminal import show, show_json
 
@@ -29,14 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=_positive, default=12, metavar="N", help="layers of the model (default: 12)")
     parser.add_argument("--only", type=_words, default=[], metavar="NAME,...",
                         help="these engines only; * stands for anything (default: all; a wrong name shows all)")
-    parser.add_argument("--keep", metavar="DIR", help="keep the models that are made for the engines here, for further runs")
+    parser.add_argument("--keep", metavar="DIR",
+                        help="keep here what is found (found.json), and the models that are made, for further runs")
     parser.add_argument("--picture", metavar="FILE", help="draw the comparison: .svg, .png or .pdf")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     from bertkit.bench import ibert
-    from bertkit.bench.report import as_text, check_picture, draw
+    from bertkit.bench.report import check_picture, draw, ending, heading, shape_as_text
     from bertkit.bench.rounds import measure
     from bertkit.bench.subjects import Setup, choose
     from bertkit.core.errors import InputError
@@ -54,14 +57,21 @@ def run(arguments: argparse.Namespace) -> int:
         directory = Path(arguments.keep, f"ibert-{arguments.layers}") if arguments.keep else Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         setup = Setup(str(directory.resolve()), arguments.threads, config.to_dict(), ibert.weights(config.to_dict()))
-        found = measure(ibert.__name__, subjects, setup, shapes, arguments.rounds)
+
+        def seen(found: dict[str, Any]) -> None:
+            setup.file("found.json").write_text(json.dumps(found, indent=1), "utf-8")
+            if not arguments.json:
+                show(*map(shape_as_text, found["shapes"][-1:]) if found["shapes"] else [heading(found)], "")
+                sys.stdout.flush()
+
+        found = measure(ibert.__name__, subjects, setup, shapes, arguments.rounds, seen)
     if arguments.picture:
         draw(found, arguments.picture, f"I-BERT beside other engines: speed-up over {found['baseline']}, "
                                        f"{found['threads']} threads, {found['machine']['cpu']}")
     if arguments.json:
         show_json(found)
     else:
-        show(as_text(found))
+        show(ending(found))
     if not any("seconds" in row for shape in found["shapes"] for row in shape["subjects"]):
         print("bertkit bench: nothing could be measured", file=sys.stderr)
         return 1

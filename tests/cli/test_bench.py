@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -26,7 +27,12 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "TURN", 0.001)
         patch.setattr(rounds, "RATES", replace(RATES, needs=("no_such_module",)))
-        return rounds.measure(bench_suite.__name__, list(bench_suite.SUBJECTS.values()), setup, [(1, 3), (2, 4)], 3)
+        seen = []
+        subjects = list(bench_suite.SUBJECTS.values())
+        found = rounds.measure(bench_suite.__name__, subjects, setup, [(1, 3), (2, 4)], 3,
+                               lambda found: seen.append(len(found["shapes"])))
+        assert seen == [0, 1, 2]
+        return found
 
 
 def rows_of(shape: dict) -> dict:
@@ -115,6 +121,7 @@ def test_ibert(tmp_path, capsys, monkeypatch):
                            "--threads", "1", "--only", "bertkit-float,bertkit-torch-portable", "--keep", tmp_path)
     rows = rows_of(found["shapes"][0])
     assert code == 0 and not found["absent"]
+    assert json.loads((tmp_path / "ibert-1" / "found.json").read_text("utf-8")) == found
     assert rows["bertkit-float"]["seconds"] > 0 and rows["bertkit-torch-portable"]["seconds"] > 0
     assert "level portable" in rows["bertkit-torch-portable"]["evidence"]
     assert rows["bertkit-float"]["floor_operations"] > rows["bertkit-torch-portable"]["floor_operations"] > 0
