@@ -10,7 +10,7 @@ Shape suffixes: B batch, L length, N heads, S keys, D head size, E width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,9 @@ def freeze(model: Model) -> Model:
 class IntegerModule(nn.Module):
     """A module with buffers that keep their dtype: integers stay integers, and scales float32, however a model is cast."""
 
+    loads: ClassVar[int] = 0
+    """How often such a module was given other values: what was made of them before is out of date."""
+
     def integers(self, name: str, *shape: int, dtype: torch.dtype = torch.int32) -> None:
         """Make a buffer; the model gives it its values."""
         self.register_buffer(name, torch.zeros(shape, dtype=dtype))
@@ -91,6 +94,7 @@ class IntegerModule(nn.Module):
             given = state_dict.get(prefix + name, buffer)
             if given.dtype != buffer.dtype:
                 errors.append(f"dtype of {prefix}{name}: got {given.dtype}, expected {buffer.dtype}")
+        IntegerModule.loads += 1
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
 
@@ -353,11 +357,10 @@ class IntegerDecoder(IntegerModule):
         words: number of words.
     """
 
-    _weight: Tensor | None = None
-
     def __init__(self, inputs: int, words: int) -> None:
         super().__init__()
         self.in_features, self.out_features = inputs, words
+        self._weight: Tensor | None = None
         self.integers("weight_integer", words, inputs, dtype=torch.int8)
         self.integers("weight_scaling_factor", words, dtype=torch.float32)
         self.bias = nn.Parameter(torch.zeros(words))
@@ -389,7 +392,7 @@ class IntegerDecoder(IntegerModule):
         super()._load_from_state_dict(*arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_weight"}
+        return {**self.__dict__, "_weight": None}
 
 
 # -- the whole encoder ----------------------------------------------------------------------------------------------
@@ -401,7 +404,7 @@ class IntegerInference:
     encoder: IntegerEncoder
     head_dtype: torch.dtype = torch.float32
     """What heads read."""
-    _packed: tuple[str, Tensor] | None = None
+    _packed: tuple[tuple[str, int], Tensor] | None = None
 
     def encode(self, words: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor, position_ids: Tensor,
                head_mask: Tensor | None, output_attentions: bool, output_hidden_states: bool) -> dict[str, Any]:
@@ -443,7 +446,7 @@ class IntegerInference:
             return self.encoder(self.embeddings(words, token_type_ids, position_ids), mask, head_mask)
         tables = (self.embeddings.word_embeddings, self.embeddings.token_type_embeddings, self.embeddings.position_embeddings)
         states = native.ibert_encode(
-            self.packed(), *(table.weight_integer for table in tables), words, token_type_ids.expand_as(words),
+            self.packed(level), *(table.weight_integer for table in tables), words, token_type_ids.expand_as(words),
             position_ids.expand_as(words), mask, len(self.encoder.layer) + 1 if output_hidden_states else 1)
         return list(states.unbind()), []
 
@@ -452,27 +455,27 @@ class IntegerInference:
         block = self.encoder.layer[layers - 1].output if layers else self.embeddings
         return block.output_activation.act_scaling_factor
 
+    def packed(self, level: str) -> Tensor:
+        """The weights as the compiled kernels of a level read them; made at the first call, and then kept."""
+        key = (level, IntegerModule.loads)
+        return self._packed[1] if self._packed is not None and self._packed[0] == key else self.pack(*key)
+
     @torch.compiler.assume_constant_result
-    def packed(self) -> Tensor:
-        """The weights as the compiled kernels read them; made at the first call, and then kept."""
-        level = native.level()
-        if self._packed is None or self._packed[0] != level:
-            tensors = {name: state.get_tensor(self, name).numpy() for name in native_tensors(self.config)}
-            self._packed = level, torch.from_numpy(native_ibert.pack(self.config, tensors, level))
+    def pack(self, level: str, loads: int) -> Tensor:
+        """Make what `packed` gives. What is being traced takes it for this call: the next one is traced with what is kept."""
+        tensors = {name: state.get_tensor(self, name).numpy() for name in native_tensors(self.config)}
+        self._packed = (level, loads), torch.from_numpy(native_ibert.pack(self.config, tensors, level))
         return self._packed[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        moved = fn(torch.empty(0, dtype=self.head_dtype, device="cpu"))
-        self.head_dtype = moved.dtype
-        int8.is_exact(moved.device.type)  # tried now, since a model that is being traced cannot
+        if self.config.integer_format is not None:
+            moved = fn(torch.empty(0, dtype=self.head_dtype, device="cpu"))
+            self.head_dtype = moved.dtype
+            int8.is_exact(moved.device.type)  # tried now, since a model that is being traced cannot
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._packed = None
-        super()._load_from_state_dict(*arguments)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+        return {**self.__dict__, "_packed": None}
 
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

@@ -256,6 +256,7 @@ class IBertModel(IntegerInference, EncoderModel, variant=IBERT):
         self.embeddings = IBertEmbeddings(config) if config.integer_format is None else IntegerEmbeddings(config)
         self.encoder = IBertEncoder(config) if config.integer_format is None else IntegerEncoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
+        self._packed = None
 
     @property
     def max_tokens(self) -> int:

@@ -197,6 +197,10 @@ def test_weights_given_later_count(level):
         assert torch.equal(twin(**given).logits, expected[0])
         assert twin.load_state_dict(other.state_dict()) == ([], [])
         assert torch.equal(twin(**given).logits, expected[1]) and torch.equal(model(**given).logits, expected[0])
+        twin.ibert.encoder.load_state_dict(model.ibert.encoder.state_dict())
+        twin.ibert.embeddings.load_state_dict(model.ibert.embeddings.state_dict())
+        hidden = [each(**given, output_hidden_states=True).hidden_states[-1] for each in (twin, model)]
+        assert torch.equal(*hidden)
     floats = {name: tensor.float() if "query.weight" in name else tensor for name, tensor in model.state_dict().items()}
     with pytest.raises(RuntimeError, match=r"dtype of ibert\.encoder.*query\.weight_integer: got torch.float32"):
         model.load_state_dict(floats)
@@ -276,6 +280,9 @@ def test_compiled_without_a_graph_break(level):
     for seed in (0, 1):
         given = {name: tensor[:, : 9 - seed] for name, tensor in inputs_of(model, seed=seed).items()}
         assert_same(compiled(**given, output_hidden_states=True), model(**given, output_hidden_states=True), 0)
+    other = frozen("ForMaskedLM", seed=1, num_hidden_layers=1)
+    compiled.load_state_dict({f"_orig_mod.{name}": tensor for name, tensor in other.state_dict().items()})
+    assert_same(compiled(**given), other(**given), 0)
 
 
 @pytest.mark.slow
