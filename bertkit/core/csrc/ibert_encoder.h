@@ -190,6 +190,9 @@ public:
     }
 
 private:
+    // Parts are rounded up to kRowStep, and their last block to kRows.
+    static constexpr int64_t kChunkSlack = Product::kRowStep + Product::kRows;
+
     // -- rows and memory --
     bool is_token(int64_t token) const { return call_.mask == nullptr || call_.mask[token] != 0; }
 
@@ -218,7 +221,8 @@ private:
         const int64_t rows = rows_ + Product::kRows;
         memory_ = {walk.take<int64_t>(rows_), walk.take<int64_t>(call_.batch + 1), walk.take<int8_t>(rows * width_),
                    walk.take<int8_t>(rows * 3 * attended_ + kPadding), walk.take<int8_t>(rows * attended_)};
-        const int64_t chunk_rows = threads_ * chunk_stride();
+        // However many of the threads there will be, and whether they share chunks or not.
+        const int64_t chunk_rows = minimum(rows_, threads_ * most_chunk_rows()) + threads_ * kChunkSlack;
         chunks_ = {walk.take<int32_t>(chunk_rows * width_), walk.take<int8_t>(chunk_rows * width_),
                    walk.take<int8_t>(chunk_rows * inner_width_)};
         const int64_t before = walk.size();
@@ -243,7 +247,8 @@ private:
         return maximum(Product::kRowsPerRead, kChunkBytes / (kStreams * width_ + attended_ + inner_width_));
     }
 
-    int64_t chunk_stride() const { return minimum(rows_, most_chunk_rows()) + Product::kRows; }
+    // From the chunk of one thread to that of the next.
+    int64_t chunk_stride(int64_t threads) const { return minimum(rows_ / threads, most_chunk_rows()) + kChunkSlack; }
 
     // A thread takes rows of its own where there are enough for it to read all weights.
     Team team_of(const Worker& worker, Clock& clock) const {
@@ -251,7 +256,7 @@ private:
             return {worker, clock, worker.thread, worker.threads, {0, rows_}, 1, chunks_};
         }
         const Range rows = part(rows_, worker.thread, worker.threads, Product::kRowStep);
-        const int64_t first = worker.thread * chunk_stride();
+        const int64_t first = worker.thread * chunk_stride(worker.threads);
         return {worker, clock, 0, 1, rows, parts_of(rows.size(), most_chunk_rows()),
                 {chunks_.sums + first * width_, chunks_.middle + first * width_, chunks_.inner + first * inner_width_}};
     }
@@ -482,7 +487,7 @@ private:
     char* const weights_;
     int64_t* const times_;
     const int64_t width_ = padded(dims_.width), inner_width_ = padded(dims_.inner);
-    const int64_t threads_ = maximum(1, call_.threads);
+    const int64_t threads_ = minimum(maximum(1, call_.threads), kMostThreads);
     int64_t attended_ = 0, rows_ = 0, longest_ = 0;  // the widest padded attention, tokens, tokens of the longest sequence
     Memory memory_{};
     ChunkMemory chunks_{};

@@ -23,8 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Word = std::atomic<unsigned>;  // which may wrap around
 
-constexpr int kMostThreads = 256;
-
 // How long to wait awake. The others of a team are known to be at work, so they are worth a longer wait than a call that may
 // never come. Who waits soon lets others have the core: the one that is waited for may need it.
 constexpr std::chrono::microseconds kPatienceIdle{20}, kPatienceInTeam{200}, kSelfish{5};

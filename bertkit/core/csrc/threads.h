@@ -7,6 +7,8 @@
 
 namespace bertkit {
 
+constexpr int kMostThreads = 256;
+
 class Barrier;
 
 /// One of the threads that do a piece of work together.
@@ -22,7 +24,7 @@ struct Worker {
 /// What a team runs. It must not throw.
 using Work = void (*)(const Worker& worker, void* context);
 
-/// Run `work` on `threads` threads and return when all of them are done.
+/// Run `work` on up to `threads` threads, kMostThreads at most, and return when all of them are done.
 ///
 /// One team runs at a time: a second caller waits for the first. With one thread, and inside a team, the work runs at once
 /// in the calling thread.
