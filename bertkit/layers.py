@@ -150,7 +150,7 @@ def attend(
 
 def split_heads(x_BLE: Tensor, size: int) -> Tensor:
     """[B, L, E] -> [B, N, L, D]."""
-    return x_BLE.view(*x_BLE.shape[:2], -1, size).transpose(1, 2)
+    return x_BLE.unflatten(2, (-1, size)).transpose(1, 2)
 
 
 def merge_heads(x_BNLD: Tensor) -> Tensor:

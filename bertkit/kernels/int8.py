@@ -69,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [..., outputs], int32.
     """
-    return (product(x.flatten(0, -2), weight.t()) + bias).view(*x.shape[:-1], -1)
+    return (product(x.flatten(0, -2), weight.t()) + bias).view(*x.shape[:-1], len(bias))
 
 
 def gelu(x: Tensor, clip: Tensor, one: Tensor, unit: Tensor, drop: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     """int8 [..., M, K] times int8 [..., K, N], added up in int32."""
     if x.dim() == 2:
         return matrix_product(x, y)
-    if torch.compiler.is_compiling():  # one operation, whatever the batch
+    if torch.compiler.is_compiling() or not x.numel():  # one operation, whatever the batch
         return batched_product(x, y)
     if x.device.type != "cpu":
         return torch.stack([batched_product(*pair) for pair in zip(x, y, strict=True)])

@@ -129,6 +129,12 @@ def test_every_kernel_gives_the_same(level):
         assert torch.equal(other.logits[real], plain[real])
 
 
+def test_a_batch_of_nothing(level):
+    model = frozen("ForTokenClassification")
+    output = model(torch.zeros((0, 5), dtype=torch.long), output_hidden_states=True)
+    assert output.logits.shape == (0, 5, 3) and output.hidden_states[0].shape == (0, 5, model.config.hidden_size)
+
+
 def test_products_without_instructions_for_them(monkeypatch):
     monkeypatch.setitem(int8._EXACT, "cpu", False)
     with use_kernels(PORTABLE):

@@ -30,8 +30,8 @@ def test_matrices_of_any_layout(first, second):
             assert found.dtype == torch.int32 and torch.equal(found, x.int() @ y.int()), (rows, inner, columns, one, other)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (1, 1), (5,), (4, 1)])
-@pytest.mark.parametrize("sizes", [(7, 64, 33), (1, 5, 1), (9, 1, 9)])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1), (5,), (4, 1), (0, 3)])
+@pytest.mark.parametrize("sizes", [(7, 64, 33), (1, 5, 1), (9, 1, 9), (0, 4, 2)])
 def test_batches(shape, sizes):
     rows, inner, columns = sizes
     x, y = VALUES["random"](*shape, rows, inner), VALUES["random"](*shape, columns, inner).transpose(-1, -2)
