@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 
-from bertkit.core import native_ibert
+from bertkit.core import native, native_ibert
 from tests.fixtures.frozen import FrozenCase, Tensors, make_case, saturated_weights, set_range
 from tests.fixtures.native import LEVELS, arguments, needs_library, wanted
 
@@ -56,3 +58,10 @@ def deep_products():
 def test_sizes_give_the_oracles_integers(request, name, level, threads):
     case = request.getfixturevalue(name)
     np.testing.assert_array_equal(encode(case, level, threads), wanted(case, 1))
+
+
+def test_every_phase_of_a_call_has_its_time(long_sequence):
+    times = (ctypes.c_int64 * 8)()
+    encode(long_sequence, LEVELS[-1], 2)
+    native.library().functions.bk_ibert_times(times)
+    assert all(time > 0 for time in times)
