@@ -411,6 +411,7 @@ class IntegerInference:
         level = self.level(*map(inputs.get, ("input_ids", "attention_mask", "head_mask")), flags["output_attentions"])
         if level == PORTABLE or not tf.executing_eagerly():
             return self.infer(inputs, training=training, **flags)
+        self.packed(level)
         specs = tuple((name, x.dtype, x.shape.rank) for name, x in inputs.items())
         key = (level, specs, *flags.values())
         if key not in self._packed.functions:
@@ -437,6 +438,8 @@ class IntegerInference:
     def packed(self, level: str) -> tf.Variable:
         """The weights as the compiled kernels of a level read them; made at the first call, and then kept."""
         kept = self._packed.weights
+        if self._packed.outdated:
+            self.weights_changed()
         if level not in kept:
             with tf.init_scope(), tf.device("CPU:0"):  # a variable, since graphs would hold copies of a constant
                 kept[level] = tf.Variable(self._pack(level), trainable=False, shape=[None])
@@ -444,8 +447,15 @@ class IntegerInference:
 
     def weights_changed(self) -> None:
         """Pack anew what was packed, for graphs that hold it, too."""
-        for level, variable in self._packed.weights.items():
-            variable.assign(self._pack(level))
+        self._packed.outdated = False
+        with tf.init_scope():
+            for level, variable in self._packed.weights.items():
+                variable.assign(self._pack(level))
+
+    def load_own_variables(self, store: Any) -> None:
+        """Keras loads this model, maybe as a part of another: its variables are next."""
+        super().load_own_variables(store)
+        self._packed.outdated = True
 
     def _pack(self, level: str) -> np.ndarray:
         params = IBERT.params("Model", self.config, pooled=False)
@@ -458,4 +468,5 @@ class Packed:
 
     def __init__(self) -> None:
         self.weights: dict[str, tf.Variable] = {}
+        self.outdated = False
         self.functions: dict[tuple, Callable[..., Any]] = {}

@@ -183,6 +183,25 @@ def test_weights_given_later_count(level):
         assert_same(found, expected[1], 1e-5)
 
 
+def test_weights_that_another_model_loads_count(level, tmp_path):
+    """A model may be a part of one that knows nothing of it."""
+    ids = keras.Input((None,), dtype="int32")
+    first, second = (keras.Model(ids, frozen(initializer_range=spread)(ids).last_hidden_state) for spread in (0.1, 0.12))
+    x = np.arange(5, 14).reshape(1, 9)
+    expected = second(x)
+    assert np.abs(first(x) - expected).max() > 0.1
+    second.save_weights(tmp_path / "second.weights.h5")
+    first.load_weights(tmp_path / "second.weights.h5")
+    np.testing.assert_array_equal(first(x), expected)
+    np.testing.assert_array_equal(first.predict(x, verbose=0), expected)
+
+
+def test_a_batch_of_nothing(level):
+    model = frozen("ForTokenClassification")
+    output = model(tf.zeros((0, 5), tf.int32), output_hidden_states=True)
+    assert output.logits.shape == (0, 5, 3) and output.hidden_states[0].shape == (0, 5, model.config.hidden_size)
+
+
 def test_changing_kernels_changes_nothing():
     if kernels_status().library is None:
         pytest.skip("there are no compiled kernels here")
