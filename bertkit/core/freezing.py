@@ -24,6 +24,8 @@ Frozen = dict[str, np.ndarray]
 
 LARGEST_INT32 = 2**31 - 1
 MOST_SHIFT = 62
+LARGEST_RATIO = 2.0**30
+"""Quotients of scales are smaller, so that a multiplier of 31 bits is shifted by at least one bit."""
 FINEST_SCORES = 2.0**-14
 """Scores at a finer scale than this one are shifted until they are not: their polynomial then fits 32 bits."""
 COARSEST_SCORES = 0.25
@@ -289,8 +291,9 @@ class Freezer:
                 saturates: bool = False) -> None:
         """Keep a quotient of scales as multiplier and right shift, for integers up to `bound`."""
         ratio = np.atleast_1d(np.asarray(ratio, np.float64))
-        if not np.isfinite(ratio).all():
-            self.problems.append(f"{name}: the quotient of the scales is not finite")
+        if not (np.abs(ratio) < LARGEST_RATIO).all():
+            self.problems.append(f"{name}: one step before is {np.abs(ratio).max():.3g} steps behind, expected fewer than "
+                                 f"{LARGEST_RATIO:.3g}: its range is too narrow")
             return
         largest = float(np.max(np.abs(ratio) * bound, initial=0))
         if not saturates and largest > LARGEST_INT32:

@@ -117,6 +117,8 @@ def test_sums_that_could_overflow_name_the_layer():
     (lambda t: [set_range(t, f"encoder.layer.0.attention.self.{n}_activation", 2e-5) for n in ("query", "key")],
      "encoder.layer.0.attention.self.softmax: one step of the scores is 6.2e-15: the ranges of query and key are too narrow"),
     (lambda t: set_range(t, "encoder.layer.0.output.ln_input_act", 2e-5), "beyond 32 bits"),
+    (lambda t: set_range(t, "encoder.layer.0.attention.self.softmax.act", 0.0, 0.01),
+     "encoder.layer.0.attention.self.softmax.act: one step before is 3.5"),
     (lambda t: t["encoder.layer.1.output.LayerNorm.weight"].fill(np.nan), "encoder.layer.1.output.LayerNorm"),
     (lambda t: t["embeddings.LayerNorm.bias"].fill(1e20), "embeddings.LayerNorm: gain and bias reach"),
 ])
