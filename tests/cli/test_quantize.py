@@ -9,8 +9,9 @@ import pytest
 
 from bertkit.core.checkpoint import open_checkpoint
 from bertkit.core.tokenization import BertTokenizerFast
-from tests.cli.common import TOKENIZER, checkpoint, run, run_json, write
+from tests.cli.common import TOKENIZER, WORDS, checkpoint, run, run_json, write
 from tests.conversion import bert
+from tests.fixtures.frozen import calibrated, make_config
 
 TEXTS = ["the cat sat on the mat .", "a dog !", "the dog sat on the cat , and the cat sat on the mat ."] * 4
 
@@ -71,8 +72,9 @@ def test_a_bert_becomes_an_ibert_first(tmp_path, texts, capsys):
 
 def test_ranges_of_training_are_kept(tmp_path, capsys):
     pytest.importorskip("torch")
-    code, report = run_json(capsys, "quantize", checkpoint(tmp_path / "ibert", "ibert"), tmp_path / "out", "--keep-ranges",
-                            "--framework", "torch")
+    config = make_config(vocab_size=WORDS, pad_token_id=0)
+    trained = write(tmp_path / "ibert", {**config.to_dict(), "architectures": ["IBertModel"]}, calibrated(config))
+    code, report = run_json(capsys, "quantize", trained, tmp_path / "out", "--keep-ranges", "--framework", "torch")
     assert code == 0 and report["calibration"] is None and report["layers"] == []
 
 
