@@ -22,7 +22,7 @@ from bertkit.core.errors import BertkitError, InputError
 from bertkit.core.freezing import freeze_tensors
 from bertkit.core.ibert import IBERT, IBertConfig, native_tensors
 from bertkit.core.native import PORTABLE
-from bertkit.core.reference.int8 import EMBEDDING_BITS, NORM_BITS
+from bertkit.core.quantization import EMBEDDING_BITS, NORM_BITS
 from bertkit.kernels import int8, native
 from bertkit.layers import merge_heads, split_heads
 from bertkit.modeling import LayerStack, PreTrainedModel, head_masks

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict and print."""
-    texts = arguments.text if arguments.text is not None else _lines(arguments.file)
+    texts = arguments.text if arguments.text is not None else read_lines(arguments.file)
     if not texts:
         raise InputError("there is no text", remedy="Pass --text, or a --file with one text a line.")
     context = _context(arguments)
@@ -102,7 +102,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _lines(file: str) -> list[str]:
+def read_lines(file: str) -> list[str]:
+    """The lines of a text file that are not empty; - is standard input.
+
+    Raises:
+        InputError: when it cannot be read as UTF-8.
+    """
     text = sys.stdin.read() if file == "-" else _read(file)
     return [line for line in text.splitlines() if line.strip()]
 

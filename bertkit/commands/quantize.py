@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from bertkit.commands.predict import read_lines
 from bertkit.commands.terminal import format_list, format_size, format_table, show, show_json
-from bertkit.core.errors import CheckpointError, ConfigError, InputError
+from bertkit.core.errors import ConfigError, InputError
 
 SUMMARY = "calibrate an I-BERT, BERT or RoBERTa on texts and freeze it into integers"
 EXAMPLES = """\
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="checkpoint directory, or hub id, of an I-BERT, a BERT or a RoBERTa")
     parser.add_argument("target", metavar="DST", help="directory to write")
     ranges = parser.add_mutually_exclusive_group(required=True)
-    ranges.add_argument("--calibrate", metavar="FILE", help="texts like those that the model will see, one a line")
+    ranges.add_argument("--calibrate", metavar="FILE",
+                        help="texts like those that the model will see, one a line; - is standard input")
     ranges.add_argument("--keep-ranges", action="store_true", help="freeze the ranges that training has found")
     parser.add_argument("--method", choices=["minmax", "percentile", "mse"], default="minmax",
                         help="how ranges are chosen (default: minmax)")
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantise and report."""
-    texts = [] if arguments.calibrate is None else read_texts(arguments.calibrate)
+    texts = [] if arguments.calibrate is None else read_lines(arguments.calibrate)
     found = quantize_checkpoint(
         arguments.source, arguments.target, texts[:arguments.texts], keep_ranges=arguments.keep_ranges,
         method=arguments.method, percentile=arguments.percentile, batch_size=arguments.batch_size, task=arguments.task,
@@ -151,15 +153,13 @@ def quantize_checkpoint(
 
 
 def _check(target: str, texts: Sequence[str], keep_ranges: bool, overwrite: bool, batch_size: int) -> None:
+    from bertkit.convert.api import check_target
+
     if not texts and not keep_ranges:
         raise InputError("there are no texts to calibrate on", remedy="Pass a file with one text a line; some hundred do.")
     if batch_size < 1:
         raise InputError(f"batch_size: got {batch_size}, expected a positive integer")
-    directory = Path(target)
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file", remedy="Name a directory to write.")
-    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
-        raise CheckpointError(f"{directory} is not empty", remedy="Choose another target, or pass --overwrite.")
+    check_target(Path(target), None, overwrite)
 
 
 @contextlib.contextmanager
@@ -174,15 +174,6 @@ def as_ibert(source: str, task: str | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bertkit-") as directory, warnings.catch_warnings():
         convert(source, directory, to="ibert", **({} if task is None else {"task": task}))
         yield directory
-
-
-def read_texts(file: str) -> list[str]:
-    """The lines of a file that are not empty."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}", remedy="--calibrate takes a text file in UTF-8.") from error
-    return [line for line in lines if line.strip()]
 
 
 def make_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[dict[str, np.ndarray]]:

@@ -110,7 +110,7 @@ def convert(
     writer = FORMATS.get(to or "")
     asked = _options(options)
     directory = Path(target)
-    _check_target(directory, writer, overwrite)
+    check_target(directory, writer, overwrite)
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise ConfigError(f"dtype: got {dtype!r}, expected one of {', '.join(FLOAT_DTYPES)}")
     original = read_original(source, asked, source_type=source_type, to=to)
@@ -218,7 +218,17 @@ def _check_options(options: Options, what: str, known: Iterable[str]) -> None:
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------
-def _check_target(directory: Path, writer: Format | None, overwrite: bool) -> None:
+def check_target(directory: Path, writer: Format | None, overwrite: bool) -> None:
+    """Refuse to write where something else is.
+
+    Args:
+        directory: the target.
+        writer: the foreign format that is written, which replaces the directory as a whole; None for our own files.
+        overwrite: whether the target may hold something.
+
+    Raises:
+        CheckpointError: when it is a file, or holds what must not be lost.
+    """
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file", remedy="Name a directory to write.")
     if not directory.is_dir() or not any(directory.iterdir()):

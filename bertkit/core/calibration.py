@@ -23,7 +23,6 @@ from bertkit.core.progress import progress
 
 Reals = NDArray[np.float32]
 
-STREAM_BITS = 8
 BINS = 2048
 SMALLEST_FACTOR = 2.0**-7
 """No channel has a scale of less than this much of the largest: one that hardly moved may move in another text."""
@@ -123,7 +122,7 @@ class Observer:
 
     def range(self) -> tuple[float, float]:
         """The range of the integers."""
-        if self.bits > STREAM_BITS:
+        if self.bits > constants.STREAM_BITS:
             return self.low, self.high
         limit = self.limit()
         return max(self.low, -limit), min(self.high, limit)
@@ -327,7 +326,7 @@ class Calibrator:
         """The polynomial of exp(0), the largest number that the inner activation can see."""
         peaks = [max(abs(ranges[f"{attention}{part}_activation"].low), abs(ranges[f"{attention}{part}_activation"].high))
                  for part in ("query", "key")]
-        query, key = (max(peak, constants.SMALLEST_PEAK) / (2 ** (STREAM_BITS - 1) - 1) for peak in peaks)
+        query, key = (max(peak, constants.SMALLEST_PEAK) / (2 ** (constants.STREAM_BITS - 1) - 1) for peak in peaks)
         scale = query * key / math.sqrt(self.config.head_size)
         largest = math.floor(1 / constants.EXP_SQUARE / scale**2) * 2.0**constants.EXP_BITS
         return Range(0.0, largest, 0.0, largest)

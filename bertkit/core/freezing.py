@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from bertkit.core import quantization as constants
 from bertkit.core.errors import BertkitError, ConfigError
 from bertkit.core.ibert import IBERT, INTEGER_FORMAT, IBertConfig
+from bertkit.core.reference.int8 import LARGEST_INT32
 
 Reals = NDArray[np.float64]
 Frozen = dict[str, np.ndarray]
 
-LARGEST_INT32 = 2**31 - 1
 MOST_SHIFT = 62
 LARGEST_RATIO = 2.0**30
 """Quotients of scales are smaller, so that a multiplier of 31 bits is shifted by at least one bit."""

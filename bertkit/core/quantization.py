@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from bertkit.core.errors import BertkitError
 
 WEIGHT_BITS, BIAS_BITS = 8, 32
+STREAM_BITS, EMBEDDING_BITS, NORM_BITS = 8, 16, 22
+"""Bits of what linear layers read, of the sum of the embeddings, and of what layer norms read."""
 SMALLEST_PEAK = 1e-8
 """A range is at least this wide, so that no scale is zero."""
 

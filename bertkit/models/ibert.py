@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bertkit.core import quantization as constants
 from bertkit.core.ibert import IBERT, IBertConfig
+from bertkit.core.quantization import EMBEDDING_BITS, NORM_BITS, STREAM_BITS
 from bertkit.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
 from bertkit.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference
 from bertkit.layers import Pooler, additive_mask, attend, keep_rows, merge_heads, split_heads
@@ -37,9 +38,6 @@ from bertkit.tasks import (
     SequenceClassification,
     TokenClassification,
 )
-
-STREAM_BITS, EMBEDDING_BITS, NORM_BITS = 8, 16, 22
-"""Bits of what linear layers read, of the sum of the embeddings, and of what layer norms read."""
 
 
 def modes(config: IBertConfig, nonlinear: str = "") -> dict[str, bool]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from bertkit.core import quantization as constants
 from bertkit.core.ibert import IBERT, IBertConfig
+from bertkit.core.quantization import EMBEDDING_BITS, NORM_BITS, STREAM_BITS
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
 from bertkit_tf.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference, Packed
 from bertkit_tf.layers import Block, Dropout, Pooler, additive_mask, attend, dropout, keep_rows, merge_heads, size, split_heads
@@ -36,9 +37,6 @@ from bertkit_tf.tasks import (
     SequenceClassification,
     TokenClassification,
 )
-
-STREAM_BITS, EMBEDDING_BITS, NORM_BITS = 8, 16, 22
-"""Bits of what linear layers read, of the sum of the embeddings, and of what layer norms read."""
 
 
 def modes(config: IBertConfig, nonlinear: str = "") -> dict[str, bool]:

@@ -94,7 +94,7 @@ def test_what_cannot_be_quantised(tmp_path, texts, capsys):
     (full / "mine").write_text("!")
     calibrate = ("--calibrate", texts)
     assert "no texts to calibrate on" in refused(capsys, source, target, "--calibrate", empty)
-    assert "cannot be read" in refused(capsys, source, target, "--calibrate", tmp_path / "none.txt")
+    assert "cannot read" in refused(capsys, source, target, "--calibrate", tmp_path / "none.txt")
     assert "is not empty" in refused(capsys, source, full, *calibrate)
     assert "is a file" in refused(capsys, source, full / "mine", *calibrate)
     assert "batch_size" in refused(capsys, source, target, *calibrate, "--batch-size", "0")

@@ -22,13 +22,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from bertkit.core.quantization import EMBEDDING_BITS, EXP_BITS, GELU_DROPPED_BITS, NORM_BITS, STREAM_BITS
+
 Integers = NDArray[np.int64]
 Tensors = Mapping[str, np.ndarray]
 
-STREAM_BITS, EMBEDDING_BITS, NORM_BITS = 8, 16, 22
-"""Bits of what linear layers read, of the sum of the embeddings, and of what layer norms read."""
-GELU_DROPPED_BITS = 14
-EXP_BITS, LARGEST_EXP = 30, 2**15 - 1
+LARGEST_EXP = 2**15 - 1
 LARGEST_PROBABILITY = 255
 LARGEST_INT32 = 2**31 - 1
 
