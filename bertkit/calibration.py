@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bertkit.core.calibration import CalibrationReport, Calibrator, Range
-from bertkit.core.errors import BertkitError
-from bertkit.core.ibert import IBERT
+from bertkit.core.ibert import check_ibert
 from bertkit.modeling import PreTrainedModel
 from bertkit.quantization import QuantActivation
 
@@ -54,9 +53,7 @@ def calibrate(model: PreTrainedModel, batches: Iterable[Any], method: str = "min
         >>> report.tokens, "encoder.layer.1.output.output_activation" in report.ranges
         (4, True)
     """
-    if not isinstance(model, PreTrainedModel) or model.variant is not IBERT:
-        raise BertkitError(f"calibrate: got {type(model).__name__}, expected a class of I-BERT",
-                           remedy="`bertkit convert` makes an I-BERT of a BERT or a RoBERTa.")
+    check_ibert(model, PreTrainedModel, "calibrate")
     encoder, config = model.base_model, model.config
     channel_scales = not config.hf_compat_scales if channel_scales is None else channel_scales
     activations = {name: module for name, module in encoder.named_modules() if isinstance(module, QuantActivation)}

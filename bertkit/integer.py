@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from bertkit import state
 from bertkit.core import native_ibert
-from bertkit.core.errors import BertkitError, InputError
+from bertkit.core.errors import InputError
 from bertkit.core.freezing import freeze_tensors
-from bertkit.core.ibert import IBERT, IBertConfig, native_tensors
+from bertkit.core.ibert import IBertConfig, check_ibert, native_tensors
 from bertkit.core.native import PORTABLE
 from bertkit.core.quantization import EMBEDDING_BITS, NORM_BITS
 from bertkit.kernels import int8, native
@@ -54,9 +54,7 @@ def freeze(model: Model) -> Model:
         >>> model = IBertModel.from_pretrained("calibrated")  # doctest: +SKIP
         >>> freeze(model).save_pretrained("frozen")  # doctest: +SKIP
     """
-    if not isinstance(model, PreTrainedModel) or model.variant is not IBERT:
-        raise BertkitError(f"freeze: got {type(model).__name__}, expected a class of I-BERT",
-                           remedy="`bertkit convert` makes an I-BERT of a BERT or a RoBERTa.")
+    check_ibert(model, PreTrainedModel, "freeze")
     stored = [name for name, param in model.params().items() if param.stored]
     tensors = {name: state.get_tensor(model, name).detach().float().cpu().numpy() for name in stored}
     pooled = model.base_model.pooler is not None

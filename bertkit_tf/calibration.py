@@ -10,8 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from bertkit.core.calibration import CalibrationReport, Calibrator, Range
-from bertkit.core.errors import BertkitError
-from bertkit.core.ibert import IBERT
+from bertkit.core.ibert import check_ibert
 from bertkit_tf.modeling import TFPreTrainedModel
 from bertkit_tf.quantization import QuantActivation, blocks, learners
 
@@ -52,9 +51,7 @@ def calibrate(model: TFPreTrainedModel, batches: Iterable[Any], method: str = "m
         >>> report.tokens, "encoder.layer.1.output.output_activation" in report.ranges
         (4, True)
     """
-    if not isinstance(model, TFPreTrainedModel) or model.variant is not IBERT:
-        raise BertkitError(f"calibrate: got {type(model).__name__}, expected a class of I-BERT",
-                           remedy="`bertkit convert` makes an I-BERT of a BERT or a RoBERTa.")
+    check_ibert(model, TFPreTrainedModel, "calibrate")
     encoder, config = model.base_model, model.config
     channel_scales = not config.hf_compat_scales if channel_scales is None else channel_scales
     activations = {name: block for name, block in learners(encoder) if isinstance(block, QuantActivation)}

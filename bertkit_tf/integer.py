@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.core import native_ibert
-from bertkit.core.errors import BertkitError, InputError
+from bertkit.core.errors import InputError
 from bertkit.core.freezing import freeze_tensors
-from bertkit.core.ibert import IBERT, IBertConfig, native_tensors
+from bertkit.core.ibert import IBERT, IBertConfig, check_ibert, native_tensors
 from bertkit.core.native import PORTABLE
 from bertkit.core.quantization import EMBEDDING_BITS, NORM_BITS
 from bertkit_tf import state
@@ -53,9 +53,7 @@ def freeze(model: Model) -> Model:
         >>> model = TFIBertModel.from_pretrained("calibrated")  # doctest: +SKIP
         >>> freeze(model).save_pretrained("frozen")  # doctest: +SKIP
     """
-    if not isinstance(model, TFPreTrainedModel) or model.variant is not IBERT:
-        raise BertkitError(f"freeze: got {type(model).__name__}, expected a class of I-BERT",
-                           remedy="`bertkit convert` makes an I-BERT of a BERT or a RoBERTa.")
+    check_ibert(model, TFPreTrainedModel, "freeze")
     stored = {name: param for name, param in model.params().items() if param.stored}
     tensors = {name: state.to_disk(param, tf.cast(state.get_variable(model, param).value, tf.float32).numpy())
                for name, param in stored.items()}

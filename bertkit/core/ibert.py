@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 from bertkit.core import bert
 from bertkit.core.config import (
@@ -19,6 +19,7 @@ from bertkit.core.config import (
     configuration,
     one_of,
 )
+from bertkit.core.errors import BertkitError
 from bertkit.core.spec import (
     Param,
     Params,
@@ -285,3 +286,20 @@ IBERT = Variant(
         "ForQuestionAnswering": Task(span_head),
     },
 )
+
+
+def check_ibert(model: Any, base: type, caller: str) -> None:
+    """Refuse what is no I-BERT of the framework at hand.
+
+    Args:
+        model: what a caller of `calibrate` or `freeze` gives.
+        base: class of all models of this framework.
+        caller: name of that function.
+
+    Raises:
+        BertkitError: for anything else, also for an I-BERT of the other framework.
+    """
+    if not isinstance(model, base) or getattr(model, "variant", None) is not IBERT:
+        raise BertkitError(f"{caller}: got {type(model).__name__}, expected a class of I-BERT from "
+                           f"{base.__module__.partition('.')[0]}",
+                           remedy="`bertkit convert` makes an I-BERT of a BERT or a RoBERTa.")

@@ -253,7 +253,7 @@ def test_freezing_leaves_the_source_alone():
         variable.assign_add(tf.ones_like(variable))
     assert source.config.integer_format is None
     assert_same(source.get_weights(), before)
-    with pytest.raises(bertkit_tf.BertkitError, match="got TFYosoModel, expected a class of I-BERT"):
+    with pytest.raises(bertkit_tf.BertkitError, match="got TFYosoModel, expected a class of I-BERT from bertkit_tf"):
         bertkit_tf.freeze(make("yoso"))
     with pytest.raises(bertkit_tf.CalibrationError, match="have no usable range"):
         bertkit_tf.freeze(make("ibert"))

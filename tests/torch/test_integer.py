@@ -258,7 +258,7 @@ def test_freezing_leaves_the_source_alone():
             parameter.add_(1)
     assert source.training and not result.training and source.config.integer_format is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
-    with pytest.raises(bertkit.BertkitError, match="got YosoModel, expected a class of I-BERT"):
+    with pytest.raises(bertkit.BertkitError, match="got YosoModel, expected a class of I-BERT from bertkit"):
         bertkit.freeze(make("yoso"))
     with pytest.raises(bertkit.CalibrationError, match="have no usable range"):
         bertkit.freeze(make("ibert"))
