@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 
 from bertkit.commands.predict import read_lines
 from bertkit.commands.terminal import format_list, format_size, format_table, show, show_json
+from bertkit.core.checkpoint import open_checkpoint, write_checkpoint
+from bertkit.core.config import CONFIG_NAME
 from bertkit.core.errors import ConfigError, InputError
 
 SUMMARY = "calibrate an I-BERT, BERT or RoBERTa on texts and freeze it into integers"
@@ -117,7 +118,7 @@ def quantize_checkpoint(
     Raises:
         BackendError: when the framework is not installed.
         CalibrationError, FreezeError: when the model cannot be quantised, naming the layers.
-        CheckpointError: when the source cannot be read or the target not be written.
+        CheckpointError: when the source cannot be read or the target not be written; the target is then as it was.
         InputError: when there are no texts.
     """
     from bertkit.commands.frameworks import FRAMEWORKS, Runner, first_installed, need, open_model, open_tokenizer
@@ -141,15 +142,22 @@ def quantize_checkpoint(
         models = {"float": Runner(again, framework, quant_mode=False), "simulated": Runner(again, framework, quant_mode=True),
                   "integer": Runner.of(frozen, framework)} if texts else {}
         layers = compare(models, make_batches(tokenizer, texts[:COMPARED_TEXTS], COMPARED_TEXTS))
-        frozen.save_pretrained(target)
-        for file in opened.source.tokenizer_files:
-            shutil.copyfile(file, Path(target) / file.name)
+        save(frozen, target, opened.source.tokenizer_files)
         return {
             "source": source, "target": str(target), "architecture": opened.class_name,
             "framework": FRAMEWORKS[framework].name, "bytes": _weight_bytes(Path(target)),
             "float_bytes": _weight_bytes(calibrated), "calibration": None if report is None else report.to_dict(),
             "layers": layers,
         }
+
+
+def save(model: Any, target: str, tokenizer_files: Iterable[Path]) -> None:
+    """Write a frozen model and its tokenizer in one step: a failure leaves what was there."""
+    with tempfile.TemporaryDirectory(prefix="bertkit-") as directory:
+        model.save_pretrained(directory)
+        files = {file.name: file.read_bytes() for file in (*tokenizer_files, Path(directory, CONFIG_NAME))}
+        with open_checkpoint(directory) as saved:
+            write_checkpoint(target, {name: saved.lazy(name) for name in saved}, checksum=True, extra_files=files)
 
 
 def _check(target: str, texts: Sequence[str], keep_ranges: bool, overwrite: bool, batch_size: int) -> None:

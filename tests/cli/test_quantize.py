@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +79,37 @@ def test_ranges_of_training_are_kept(tmp_path, capsys):
     trained = write(tmp_path / "ibert", {**config.to_dict(), "architectures": ["IBertModel"]}, calibrated(config))
     code, report = run_json(capsys, "quantize", trained, tmp_path / "out", "--keep-ranges", "--framework", "torch")
     assert code == 0 and report["calibration"] is None and report["layers"] == []
+
+
+@pytest.mark.parametrize("failing", ["vocab.txt", "config.json", "model.safetensors"])
+@pytest.mark.parametrize("before", [{}, {"model.safetensors": "weights", "vocab.txt": "words", "mine": "!"}])
+def test_what_fails_leaves_what_was_there(failing, before, tmp_path, texts, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    source, target = checkpoint(tmp_path / "ibert", "ibert"), tmp_path / "out"
+    for name, text in before.items():
+        target.mkdir(exist_ok=True)
+        (target / name).write_text(text)
+    replace = os.replace
+
+    def fail(source, to):
+        if Path(to) == target / failing and str(source).endswith(".tmp"):
+            monkeypatch.undo()  # the way back is free
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert "disk is full" in refused(capsys, source, target, "--calibrate", texts, "--overwrite")
+    assert {file.name: file.read_text() for file in target.iterdir()} == before if before else not target.exists()
+
+
+def test_a_checkpoint_is_replaced_by_its_integers(tmp_path, texts, capsys):
+    pytest.importorskip("torch")
+    source = checkpoint(tmp_path / "ibert", "ibert")
+    code, report = run_json(capsys, "quantize", source, source, "--calibrate", texts, "--framework", "torch", "--overwrite")
+    assert code == 0 and report["bytes"] < report["float_bytes"]
+    assert sorted(file.name for file in source.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
+    with open_checkpoint(source) as opened:
+        opened.verify()
 
 
 # -- what cannot be quantised ------------------------------------------------------------------------------------------
