@@ -1,12 +1,16 @@
 // Sixteen integers at a time, with AVX-512. What the functions mean is written in simd_scalar.h.
 #pragma once
 
-// GCC 12 warns of its own headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
+// GCC 12 warns of its own headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593. Clang knows no such warning.
+#ifndef __clang__
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
+#ifndef __clang__
 #pragma GCC diagnostic pop
+#endif
 
 #include <cstdint>
 
