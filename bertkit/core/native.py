@@ -19,7 +19,7 @@ from types import TracebackType
 import bertkit.core
 from bertkit.core.errors import BackendError
 
-ABI = 1
+ABI = 2
 """BK_ABI of csrc/bertkit.h."""
 LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx")
 """Instruction sets, the later the faster; their numbers are those of csrc/bertkit.h."""
@@ -42,6 +42,12 @@ class Library:
     def best(self) -> str:
         """The highest level that runs here."""
         return next(level for level in reversed(LEVELS) if self.levels[level] is None)
+
+
+class OpenMP(ctypes.Structure):
+    """bk_openmp of csrc/bertkit.h: the threads of an OpenMP runtime."""
+
+    _fields_ = [("parallel", ctypes.c_void_p), ("thread", ctypes.c_void_p), ("threads", ctypes.c_void_p)]
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,17 @@ def library() -> Library:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def openmp_of(path: Path) -> OpenMP | None:
+    """The OpenMP runtime that a loaded library runs on, so that kernels may run on the same threads; None if there is none."""
+    try:
+        functions = ctypes.CDLL(str(path))
+        addresses = (ctypes.cast(functions[name], ctypes.c_void_p)
+                     for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"))
+        return OpenMP(*addresses)
+    except (OSError, AttributeError):
+        return None
 
 
 def file_name(name: str) -> str:

@@ -30,6 +30,7 @@ class _Call(ctypes.Structure):
         ("word_ids", ctypes.c_void_p), ("type_ids", ctypes.c_void_p), ("position_ids", ctypes.c_void_p),
         ("mask", ctypes.c_void_p), ("batch", ctypes.c_int64), ("length", ctypes.c_int64),
         ("states", ctypes.c_int64), ("hidden", ctypes.c_void_p), ("threads", ctypes.c_int64),
+        ("openmp", ctypes.POINTER(native.OpenMP)),
     ]
 
 
@@ -71,6 +72,7 @@ def pack(config: IBertConfig, tensors: Arrays, level: str) -> np.ndarray:
 def encode(
     packed: np.ndarray, words: np.ndarray, types: np.ndarray, positions: np.ndarray, word_ids: np.ndarray,
     type_ids: np.ndarray, position_ids: np.ndarray, mask: np.ndarray | None, states: int, threads: int,
+    openmp: native.OpenMP | None = None,
 ) -> np.ndarray:
     """Hidden states of an encoder, from ids to integers.
 
@@ -81,6 +83,7 @@ def encode(
         mask: [B, L], False or 0 is padding, whose hidden states are 0 and cost nothing; bool or uint8.
         states: 1 for the last hidden state; layers + 1 for those of the embeddings and of every layer.
         threads: at most so many are used.
+        openmp: whose threads; without it, the library's own.
 
     Returns:
         [states, B, L, E], int8.
@@ -97,7 +100,8 @@ def encode(
     call = _Call(
         packed_size=packed.size, word_rows=len(words), type_rows=len(types), position_rows=len(positions),
         width=words.shape[1], batch=word_ids.shape[0], length=word_ids.shape[1], states=states, hidden=hidden.ctypes.data,
-        threads=threads, **{name: array.ctypes.data for name, array in arrays.items()})
+        threads=threads, openmp=openmp and ctypes.pointer(openmp),
+        **{name: array.ctypes.data for name, array in arrays.items()})
     _checked("bk_ibert_encode", native.library().functions.bk_ibert_encode(ctypes.byref(call)))
     return hidden
 

@@ -1,12 +1,15 @@
 """The compiled kernels as operators of PyTorch: eager, under `torch.compile` without a break, and in exported programs.
 
 The operators are declared to PyTorch from Python and call a library that knows nothing of it, so one library serves
-every version. They run on the CPU, with as many threads as PyTorch uses. `bertkit.core.native` chooses the level.
+every version. They run on the CPU, on PyTorch's own threads. `bertkit.core.native` chooses the level.
 
 Shape suffixes: B batch, L length, E width.
 """
 
 from __future__ import annotations
+
+import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,7 +55,14 @@ def _ibert_encode(packed, words, types, positions, word_ids, type_ids, position_
     tensors = (packed, words, types, positions, word_ids, type_ids, position_ids)
     arrays = (tensor.numpy() for tensor in tensors)
     mask = None if mask is None else mask.numpy()
-    return torch.from_numpy(native_ibert.encode(*arrays, mask, states=states, threads=torch.get_num_threads()))
+    return torch.from_numpy(native_ibert.encode(
+        *arrays, mask, states=states, threads=torch.get_num_threads(), openmp=_openmp()))
+
+
+@functools.cache
+def _openmp() -> native.OpenMP | None:
+    """What PyTorch runs its own operators on; where that is not OpenMP, the kernels have threads of their own."""
+    return native.openmp_of(Path(torch.__file__).parent / "lib" / native.file_name("torch_cpu"))
 
 
 _OPERATORS.impl("ibert_encode", _ibert_encode, "CPU")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import warnings
-
 import numpy as np
 import pytest
 
@@ -72,36 +67,6 @@ def test_packed_weights_may_lie_anywhere(ragged):
 def test_packing_twice_gives_the_same_bytes(ragged):
     case, (packed, *_) = ragged
     np.testing.assert_array_equal(best_packed(case), packed)
-
-
-# -- threads and processes ------------------------------------------------------------------------------------------
-def test_several_callers_at_once_each_get_their_own(ragged):
-    case, arrays = ragged
-    good = []
-
-    def call() -> None:
-        for _ in range(5):
-            good.append(np.array_equal(native_ibert.encode(*arrays, states=3, threads=2), wanted(case, 3)))
-
-    callers = [threading.Thread(target=call) for _ in range(3)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert good == [True] * 15
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_has_threads_of_its_own(ragged):
-    case, arrays = ragged
-    native_ibert.encode(*arrays, states=1, threads=2)
-    with warnings.catch_warnings():  # later Pythons warn of any fork of a process with threads
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        os._exit(0 if np.array_equal(native_ibert.encode(*arrays, states=1, threads=2), wanted(case, 1)) else 1)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------

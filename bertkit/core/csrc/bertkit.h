@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define BK_ABI 1
+#define BK_ABI 2
 
 /* Instruction sets, the later the faster. The numbers are stored in packed weights. */
 enum bk_level { BK_SCALAR = 0, BK_AVX2 = 1, BK_AVXVNNI = 2, BK_AVX512 = 3, BK_AMX = 4, BK_LEVELS = 5 };
@@ -46,6 +46,13 @@ BK_API uint32_t bk_levels(void);
 
 /* Why a level cannot run here, e.g. "this CPU has no amx_tile, amx_int8"; NULL where it can. */
 BK_API const char* bk_missing(int level);
+
+/* The threads of an OpenMP runtime, by functions that those of GCC, LLVM and Intel have. */
+typedef struct bk_openmp {
+    void (*parallel)(void (*work)(void*), void* context, unsigned threads, unsigned flags); /* GOMP_parallel */
+    int (*thread)(void);                                                                    /* omp_get_thread_num */
+    int (*threads)(void);                                                                   /* omp_get_num_threads */
+} bk_openmp;
 
 /* ---- I-BERT in integers ---------------------------------------------------------------------------------------- */
 
@@ -78,6 +85,7 @@ typedef struct bk_ibert_call {
     int64_t states;               /* 1: the last hidden state; layers + 1: those of the embeddings and of every layer */
     int8_t* hidden;               /* [states, batch, length, width] */
     int64_t threads;              /* at most so many, the caller's among them */
+    const bk_openmp* openmp;      /* whose threads; NULL: the library's own */
 } bk_ibert_call;
 
 /* From ids to the integers of the hidden states. Padding is not computed: its hidden states are 0. */

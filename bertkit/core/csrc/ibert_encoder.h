@@ -185,7 +185,7 @@ public:
         Walk walk(memory);
         place_memory(walk);
         list_rows();
-        bertkit::run(int(threads_), &enter, this);
+        bertkit::run(int(threads_), call_.openmp, &enter, this);
         return BK_OK;
     }
 

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "bertkit.h"
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -68,12 +70,10 @@ thread_local bool in_team = false;
 
 class Barrier {
 public:
-    explicit Barrier(int threads) : threads_(unsigned(threads)), patience_(patience_in_team(threads)) {}
-
-    void wait() {
+    void wait(int threads) {
         const unsigned round = round_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
-            wait_while(round_, round, patience_);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < unsigned(threads)) {
+            wait_while(round_, round, patience_in_team(threads));
             return;
         }
         arrived_.store(0, std::memory_order_relaxed);
@@ -82,14 +82,12 @@ public:
     }
 
 private:
-    const unsigned threads_;
-    const std::chrono::microseconds patience_;
     alignas(64) Word arrived_{0};
     alignas(64) Word round_{0};
 };
 
 void Worker::wait() const {
-    if (threads > 1) barrier->wait();
+    if (threads > 1) barrier->wait(threads);
 }
 
 namespace {
@@ -112,7 +110,7 @@ public:
     void run(int threads, Work work, void* context) {
         const std::lock_guard<std::mutex> turn(turn_);
         threads = 1 + start(threads - 1);
-        Barrier barrier(threads);
+        Barrier barrier;
         work_ = work;
         context_ = context;
         team_ = {0, threads, &barrier};
@@ -179,15 +177,39 @@ Pool* pool_of_process() {
     return pool;
 }
 
+// What the threads of an OpenMP runtime are told. How many there are, they alone know.
+struct Job {
+    const bk_openmp& openmp;
+    Work work;
+    void* context;
+    Barrier barrier{};
+
+    static void enter(void* job) { static_cast<Job*>(job)->run(); }
+
+    void run() {
+        in_team = true;
+        work({openmp.thread(), openmp.threads(), &barrier}, context);
+        in_team = false;
+    }
+};
+
+// A forked process has the runtime of its parent, but not its threads, for which that would wait forever.
+const int process_of_library = process_id();
+bool is_forked() { return process_id() != process_of_library; }
+
 }  // namespace
 
-void run(int threads, Work work, void* context) {
+void run(int threads, const bk_openmp* openmp, Work work, void* context) {
     threads = std::clamp(threads, 1, kMostThreads);
-    Pool* pool = threads > 1 && !in_team ? pool_of_process() : nullptr;
-    if (pool == nullptr) {
+    if (threads == 1 || in_team) {
         work({0, 1, nullptr}, context);
-    } else {
+    } else if (openmp != nullptr && !is_forked()) {
+        Job job{*openmp, work, context};
+        openmp->parallel(&Job::enter, &job, unsigned(threads), 0);
+    } else if (Pool* pool = pool_of_process()) {
         pool->run(threads, work, context);
+    } else {
+        work({0, 1, nullptr}, context);
     }
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+struct bk_openmp;
+
 namespace bertkit {
 
 constexpr int kMostThreads = 256;
@@ -26,9 +28,10 @@ using Work = void (*)(const Worker& worker, void* context);
 
 /// Run `work` on up to `threads` threads, kMostThreads at most, and return when all of them are done.
 ///
-/// One team runs at a time: a second caller waits for the first. With one thread, and inside a team, the work runs at once
-/// in the calling thread.
-void run(int threads, Work work, void* context);
+/// They are those of `openmp`, if it is given: after work of its own an OpenMP runtime keeps its threads awake, and they
+/// would hold the cores that others want. Else they are threads of this library, of which one team runs at a time: a second
+/// caller waits for the first. With one thread, and inside a team, the work runs at once in the calling thread.
+void run(int threads, const bk_openmp* openmp, Work work, void* context);
 
 /// Ask for large pages: they spare the kernels many misses of the address cache. Pages that are in use stay as they are.
 void use_large_pages(void* memory, int64_t bytes);

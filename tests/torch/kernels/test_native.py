@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +28,13 @@ def case(request):
 
 
 @pytest.fixture(scope="module")
-def tensors(case):
-    return [None if array is None else torch.from_numpy(array) for array in arguments(case, best_packed(case))]
+def arrays(case):
+    return arguments(case, best_packed(case))
+
+
+@pytest.fixture(scope="module")
+def tensors(arrays):
+    return [None if array is None else torch.from_numpy(array) for array in arrays]
 
 
 class Model(torch.nn.Module):
@@ -95,6 +106,54 @@ def test_as_many_threads_are_used_as_pytorch_uses(tensors, monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert used == [3]
+
+
+# -- threads and processes: the library's own, and PyTorch's -----------------------------------------------------------
+@pytest.fixture(params=["own", "openmp"])
+def openmp(request):
+    found = native._openmp() if request.param == "openmp" else None
+    if request.param == "openmp" and found is None:
+        pytest.skip("this PyTorch runs on no OpenMP")
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch may run on other threads")
+def test_the_threads_of_pytorch_are_found():
+    assert native._openmp() is not None
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_any_number_of_threads_gives_the_oracles_integers(case, arrays, openmp, threads):
+    hidden = native_ibert.encode(*arrays, states=3, threads=threads, openmp=openmp)
+    np.testing.assert_array_equal(hidden, wanted(case, 3))
+
+
+def test_several_callers_at_once_each_get_their_own(case, arrays, openmp):
+    good = []
+
+    def call() -> None:
+        for _ in range(5):
+            good.append(np.array_equal(native_ibert.encode(*arrays, states=3, threads=2, openmp=openmp), wanted(case, 3)))
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert good == [True] * 15
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own(case, arrays, openmp):
+    native_ibert.encode(*arrays, states=1, threads=2, openmp=openmp)
+    with warnings.catch_warnings():  # later Pythons warn of any fork of a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        hidden = native_ibert.encode(*arrays, states=1, threads=2, openmp=openmp)
+        os._exit(0 if np.array_equal(hidden, wanted(case, 1)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(("position", "change", "said"), [
