@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bertkit.bench.machine import cpu_flags
 from bertkit.bench.subjects import Engine, largest_shares
 
 
@@ -219,6 +220,8 @@ class CTranslate2(Engine):
     def __init__(self, directory: Path, threads: int, compute_type: str) -> None:
         import logging
 
+        if "avx512f" in cpu_flags():
+            os.environ.setdefault("CT2_FORCE_CPU_ISA", "AVX512")  # which it does not choose by itself
         import ctranslate2
 
         ctranslate2.set_log_level(logging.INFO)

@@ -95,21 +95,29 @@ def describe(packages: tuple[str, ...]) -> dict[str, Any]:
     """The CPU, its instruction sets, the system, and the versions of some packages."""
     from bertkit.core.native import cores
 
-    facts: dict[str, str] = {}
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    flags = facts.get("flags", "").split()
     versions = {}
     for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"cpu": facts.get("model name") or platform.processor() or platform.machine(),
-            "flags": [flag for flag in FLAGS if flag in flags], "cores": cores(),
+    return {"cpu": _cpu_facts().get("model name") or platform.processor() or platform.machine(),
+            "flags": [flag for flag in FLAGS if flag in cpu_flags()], "cores": cores(),
             "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}", "versions": versions}
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets of this CPU, as Linux calls them; none where it cannot be asked."""
+    return set(_cpu_facts().get("flags", "").split())
+
+
+def _cpu_facts() -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    return facts
 
 
 def peak_memory() -> int:
