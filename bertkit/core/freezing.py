@@ -77,9 +77,9 @@ def freeze_tensors(
 
 
 def _check_config(config: IBertConfig) -> None:
-    problems = []
     if config.integer_format is not None:
-        problems.append("integer_format: the model is frozen already")
+        raise ConfigError("the model is frozen already", remedy="To freeze it otherwise, freeze() the one that it was made of.")
+    problems = []
     if config.force_dequant != "none":
         problems.append(f"force_dequant: got {config.force_dequant!r}, expected 'none': that part would stay in floating point")
     if config.hf_compat_scales:
@@ -129,7 +129,7 @@ class Freezer:
         for name in filter(self._is_used, names):
             low, high = (float(self.tensors[f"{name}.{end}"].reshape(-1)[0]) for end in ("x_min", "x_max"))
             if not (math.isfinite(low) and math.isfinite(high)):
-                wrong.append(f"{name}: the range is [{low}, {high}]")
+                wrong.append(f"{name}: the range is [{low}, {high}], expected finite numbers")
             elif max(abs(low), abs(high)) < constants.EMPTY_BELOW:
                 wrong.append(f"{name}: the range is empty")
             elif low > high:

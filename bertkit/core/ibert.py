@@ -38,7 +38,8 @@ from bertkit.core.spec import (
 
 INTEGER_FORMAT = 1
 """Version of the frozen models' tensors: their names, and what `bertkit.core.reference.int8` does with them."""
-IS_INTEGER_FORMAT = Check(f"{INTEGER_FORMAT}, the version that this bertkit runs", lambda v: v == INTEGER_FORMAT)
+IS_INTEGER_FORMAT = Check(f"{INTEGER_FORMAT} (the version that this bertkit runs: freeze the float model with it)",
+                          lambda v: v == INTEGER_FORMAT)
 
 
 @configuration

@@ -26,8 +26,9 @@ LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx")
 PORTABLE = "portable"
 CHOICES = ("auto", "native", PORTABLE, *LEVELS)
 """The best there is; the same, but an error where that is portable code; never compiled code; exactly this level."""
-INSTALL = ("Install bertkit again where there is a C++ compiler (pip install --force-reinstall --no-cache-dir --no-binary "
-           "bertkit bertkit); in a checkout, run `make native`.")
+INSTALL = ("With a C++ compiler at hand, install bertkit again from its sources (pip install --force-reinstall --no-deps .); "
+           "in a checkout that is not installed, run `make native`.")
+ELSE = "`bertkit kernels` shows what can be had here; auto is the best of it."
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def level() -> str:
             request = _request()
             found, reason = _resolve(request)
             if found is None:
-                raise BackendError(f"{request.asked_by} asks for {request.choice} kernels, which cannot be had", [reason])
+                raise BackendError(f"{request.asked_by} asks for {request.choice} kernels, which cannot be had", [reason], ELSE)
             if found == PORTABLE and request.choice == "auto" and not _State.warned:
                 _State.warned = True
                 warnings.warn(f"bertkit runs portable kernels, which are slower: {reason} BERTKIT_KERNELS=portable silences "
@@ -136,7 +137,7 @@ def use_kernels(choice: str) -> KernelsChoice:
         if choice != "auto":
             found, reason = _resolve(request)
             if found is None:
-                raise BackendError(f"there are no {choice} kernels here", [reason])
+                raise BackendError(f"there are no {choice} kernels here", [reason], ELSE)
         _State.request, _State.level = request, None
     return KernelsChoice(before)
 

@@ -77,8 +77,8 @@ def refused(edit, error: type[Exception], **values) -> str:
 
 
 @pytest.mark.parametrize(("low", "high", "words"), [
-    (np.nan, 1, "the range is [nan, 1.0]"), (1, np.inf, "the range is [-1.0, inf]"), (0, 0, "the range is empty"),
-    (1e-5, 1e-5, "the range is empty"), (-3, 2, "the range is [3.0, 2.0], which has no width"),
+    (np.nan, 1, "the range is [nan, 1.0], expected finite numbers"), (1, np.inf, "the range is [-1.0, inf]"),
+    (0, 0, "the range is empty"), (1e-5, 1e-5, "the range is empty"), (-3, 2, "the range is [3.0, 2.0], which has no width"),
 ])
 def test_ranges_that_calibration_has_not_filled(low, high, words):
     def edit(tensors):

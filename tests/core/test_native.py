@@ -86,7 +86,7 @@ def test_who_asks_for_portable_kernels_is_not_warned(missing, monkeypatch):
 @pytest.mark.parametrize("choice", ["native", "scalar", "amx"])
 def test_native_kernels_that_are_demanded_and_missing_are_an_error(missing, monkeypatch, choice):
     monkeypatch.setenv("BERTKIT_KERNELS", choice)
-    refused = f"BERTKIT_KERNELS asks for {choice} kernels, which cannot be had\n.*no compiled library"
+    refused = f"BERTKIT_KERNELS asks for {choice} kernels, which cannot be had\n.*no compiled library.*\n`bertkit kernels`"
     with pytest.raises(BackendError, match=refused):
         native.level()
     with pytest.raises(BackendError, match=f"there are no {choice} kernels here\n.*no compiled library"):

@@ -11,7 +11,7 @@ const char* bk_error(int code) {
         case BK_BAD_TENSORS: return "not as many tensors as the dimensions say";
         case BK_BAD_PACKED: return "the packed weights are damaged, or of another version of bertkit";
         case BK_BAD_SIZE: return "the buffer is too small";
-        case BK_BAD_ID: return "an id is outside of its embedding table";
+        case BK_BAD_ID: return "an id is outside of its embedding table, or the sequence is longer than that of positions";
         case BK_NO_MEMORY: return "there is not enough memory";
         default: return "unknown error";
     }
