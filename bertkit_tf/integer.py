@@ -9,15 +9,17 @@ Shape suffixes: B batch, L length, N heads, S keys, D head size, E width.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from bertkit.core import native_ibert
-from bertkit.core.errors import InputError
+from bertkit.core.errors import BertkitError, InputError
 from bertkit.core.freezing import freeze_tensors
 from bertkit.core.ibert import IBERT, IBertConfig, check_ibert, native_tensors
 from bertkit.core.native import PORTABLE
@@ -68,12 +70,90 @@ def freeze(model: Model) -> Model:
 
 
 # -- what holds integers --------------------------------------------------------------------------------------------
+class IntegerVariable(keras.Variable):
+    """A variable of a frozen model: its memory is made with its first values, and it counts when it is given others.
+
+    A model has hundreds of them. To make each one with zeros and to replace those was most of the time of loading it.
+    """
+
+    changes: ClassVar[int] = 0
+    """How often such a variable was given other values: what was made of them before is out of date."""
+
+    def _initialize_with_initializer(self, initializer: Callable[..., tf.Tensor]) -> None:
+        self._value = None
+        if tf.distribute.has_strategy():  # which has to make the variable itself
+            self._initialize(initializer(self._shape, self._dtype))
+
+    def _initialize(self, value: tf.Tensor) -> None:
+        with tf.init_scope():
+            super()._initialize(value)
+        if not tf.distribute.has_strategy():
+            self._value.__class__ = counting(type(self._value))
+
+    @property
+    def value(self) -> tf.Variable:
+        """The variable of TensorFlow."""
+        if self._value is None:
+            with tf.init_scope():
+                self._initialize(tf.zeros(self._shape, self._dtype))
+        return super().value
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its values are those whose changes are counted: strategies and stateless calls have others."""
+        return isinstance(self.value, Counting) and self.value is self._value
+
+    def _direct_assign(self, value: tf.Tensor) -> None:
+        if self._value is None and tf.executing_eagerly():
+            self._initialize(value)
+        else:
+            self.value.assign(value)
+
+
+class Counting:
+    """What a class of TensorFlow's variables needs to count, in `IntegerVariable.changes`, whatever changes one."""
+
+    def assign(self, *args: Any, **kwargs: Any) -> Any:
+        return counted(super().assign, *args, **kwargs)
+
+    def assign_add(self, *args: Any, **kwargs: Any) -> Any:
+        return counted(super().assign_add, *args, **kwargs)
+
+    def assign_sub(self, *args: Any, **kwargs: Any) -> Any:
+        return counted(super().assign_sub, *args, **kwargs)
+
+    def _lazy_read(self, *args: Any, **kwargs: Any) -> Any:  # behind every change of a part
+        return counted(super()._lazy_read, *args, **kwargs)
+
+    def _restore_from_tensors(self, *args: Any, **kwargs: Any) -> Any:  # saved models have it traced
+        restored = super()._restore_from_tensors(*args, **kwargs)
+        IntegerVariable.changes += 1
+        return restored
+
+
+@functools.cache
+def counting(kind: type) -> type:
+    """A class of TensorFlow's variables that counts changes."""
+    return type(kind.__name__, (Counting, kind), {})
+
+
+def counted(change: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Change a variable, then count it: whoever sees the number sees the values, too."""
+    if not tf.executing_eagerly():
+        raise BertkitError("a tf.function assigns a weight of a frozen model, which compiled kernels would not notice",
+                           remedy="Assign it outside of tf.function.")
+    result = change(*args, **kwargs)
+    IntegerVariable.changes += 1
+    return result
+
+
 class IntegerBlock(Block):
     """A block with variables that keep their dtype: integers stay integers, and scales float32, under every policy."""
 
-    def integers(self, name: str, *shape: int, dtype: str = "int32") -> keras.Variable:
+    def integers(self, name: str, *shape: int, dtype: str = "int32") -> IntegerVariable:
         """Make a variable; the model gives it its values."""
-        return self.add_weight(name=name, shape=shape, initializer="zeros", dtype=dtype, trainable=False, autocast=False)
+        with keras.name_scope(self.name):
+            return IntegerVariable(tf.zeros, shape, dtype, trainable=False, autocast=False, name=name)
 
 
 class IntegerEmbedding(IntegerBlock):
@@ -395,8 +475,10 @@ class IntegerInference:
             return self.encoder(self.embeddings(words, token_type_ids, position_ids), mask, head_mask)
         tables = (self.embeddings.word_embeddings, self.embeddings.token_type_embeddings, self.embeddings.position_embeddings)
         count, shape = len(self.encoder.layer) + 1 if output_hidden_states else 1, tf.shape(words)
+        # Graphs ask for the packed weights at each call, since the variables may have changed. Nothing is copied.
+        packed = tf.ensure_shape(tf.numpy_function(functools.partial(self.packed, level), [], tf.uint8), [None])
         states = native.ibert_encode(
-            self.packed(level), *(table.weight_integer.value for table in tables), words,
+            packed, *(table.weight_integer.value for table in tables), words,
             tf.broadcast_to(token_type_ids, shape), tf.broadcast_to(position_ids, shape), mask, count)
         return tf.unstack(tf.ensure_shape(states, [count, *words.shape, self.config.hidden_size])), []
 
@@ -409,7 +491,6 @@ class IntegerInference:
         level = self.level(*map(inputs.get, ("input_ids", "attention_mask", "head_mask")), flags["output_attentions"])
         if level == PORTABLE or not tf.executing_eagerly():
             return self.infer(inputs, training=training, **flags)
-        self.packed(level)
         specs = tuple((name, x.dtype, x.shape.rank) for name, x in inputs.items())
         key = (level, specs, *flags.values())
         if key not in self._packed.functions:
@@ -423,41 +504,29 @@ class IntegerInference:
     def level(self, words: tf.Tensor | None, mask: tf.Tensor | None, head_mask: tf.Tensor | None,
               output_attentions: bool) -> str:
         """The level of the kernels that serve a call: compiled ones know neither other masks nor other devices."""
-        device = self.embeddings.word_embeddings.weight_integer.value.device
+        table = self.embeddings.word_embeddings.weight_integer
         plain = words is not None and words.shape.rank == 2 and (mask is None or mask.shape.rank == 2) and head_mask is None
-        return native.level() if plain and not output_attentions and "GPU" not in device and (
-            not tf.distribute.has_strategy()) else PORTABLE
+        near = table.is_counted and "GPU" not in table.value.device and not tf.distribute.has_strategy()
+        return native.level() if plain and near and not output_attentions else PORTABLE
 
     def scales(self) -> list[tf.Tensor]:
         """The scales of each hidden state, [E]."""
         blocks = [self.embeddings, *(layer.output_ for layer in self.encoder.layer)]
         return [block.output_activation.act_scaling_factor.value for block in blocks]
 
-    def packed(self, level: str) -> tf.Variable:
-        """The weights as the compiled kernels of a level read them; made at the first call, and then kept."""
-        kept = self._packed.weights
-        if self._packed.outdated:
-            self.weights_changed()
-        if level not in kept:
-            with tf.init_scope(), tf.device("CPU:0"):  # a variable, since graphs would hold copies of a constant
-                kept[level] = tf.Variable(self._pack(level), trainable=False, shape=[None])
-        return kept[level]
+    def packed(self, level: str) -> np.ndarray:
+        """The weights as the compiled kernels of a level read them; made when they are first needed, and after changes."""
+        with self._packed.lock:
+            kept, changes = self._packed.weights, IntegerVariable.changes
+            if level not in kept or kept[level][0] != changes:
+                kept[level] = changes, self.pack(level)
+            return kept[level][1]
 
-    def weights_changed(self) -> None:
-        """Pack anew what was packed, for graphs that hold it, too."""
-        self._packed.outdated = False
-        with tf.init_scope():
-            for level, variable in self._packed.weights.items():
-                variable.assign(self._pack(level))
-
-    def load_own_variables(self, store: Any) -> None:
-        """Keras loads this model, maybe as a part of another: its variables are next."""
-        super().load_own_variables(store)
-        self._packed.outdated = True
-
-    def _pack(self, level: str) -> np.ndarray:
+    def pack(self, level: str) -> np.ndarray:
+        """Make what `packed` gives."""
         params = IBERT.params("Model", self.config, pooled=False)
-        tensors = {name: np.asarray(state.get_variable(self, params[name]).value) for name in native_tensors(self.config)}
+        tensors = {name: np.asarray(state.get_variable(self, params[name]).value.read_value())  # which shares its memory
+                   for name in native_tensors(self.config)}
         return native_ibert.pack(self.config, tensors, level)
 
 
@@ -465,6 +534,6 @@ class Packed:
     """What a model keeps for each level. It is no dictionary, so that Keras does not save what follows from other variables."""
 
     def __init__(self) -> None:
-        self.weights: dict[str, tf.Variable] = {}
-        self.outdated = False
+        self.weights: dict[str, tuple[int, np.ndarray]] = {}
         self.functions: dict[tuple, Callable[..., Any]] = {}
+        self.lock = threading.Lock()

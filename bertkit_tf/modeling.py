@@ -286,16 +286,6 @@ class TFPreTrainedModel(keras.Model):
         model._initialise(param for param in model.params().values() if param.frozen_dtype is None)
         return model
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Load a `.weights.h5` file, as in Keras."""
-        super().load_weights(*args, **kwargs)
-        self.base_model.weights_changed()
-
-    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """Set all variables, as in Keras."""
-        super().set_weights(weights)
-        self.base_model.weights_changed()
-
     def __dir__(self) -> list[str]:
         """All names but `base_model`: Keras saves what it finds here, and would find the encoder twice."""
         return [name for name in super().__dir__() if name != "base_model"]
@@ -542,9 +532,6 @@ class TFEncoderModel(OutputChoices, TFPreTrainedModel):
     def max_tokens(self) -> int:
         """Longest sequence that the position table covers."""
         return self.config.max_position_embeddings
-
-    def weights_changed(self) -> None:
-        """Bring up to date what was made of the variables."""
 
     def check_inputs(self, *, past: int = 0, **inputs: tf.Tensor | None) -> None:
         """Refuse inputs that do not fit, with one error.

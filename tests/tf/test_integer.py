@@ -196,6 +196,75 @@ def test_weights_that_another_model_loads_count(level, tmp_path):
     np.testing.assert_array_equal(first.predict(x, verbose=0), expected)
 
 
+def slice_of(variable: keras.Variable) -> Any:
+    """All of a variable as a part of it, that can be assigned."""
+    return variable.value[(slice(None),) * len(variable.shape)]
+
+
+def restore(variable: keras.Variable, array: np.ndarray, directory: Path) -> None:
+    """Give a variable the values of another by a checkpoint of TensorFlow."""
+    saved = tf.train.Checkpoint(x=keras.Variable(array, trainable=False)).write(str(directory / "checkpoint"))
+    tf.train.Checkpoint(x=variable).restore(saved)
+
+
+CHANGES = {
+    "assign": lambda variable, array, _: variable.assign(array),
+    "assign_add": lambda variable, array, _: variable.assign_add(array - variable.numpy()),
+    "assign_sub": lambda variable, array, _: variable.assign_sub(variable.numpy() - array),
+    "TensorFlow's assign": lambda variable, array, _: variable.value.assign(array, read_value=False),
+    "TensorFlow's assign_add": lambda variable, array, _: variable.value.assign_add(array - variable.numpy(), read_value=False),
+    "TensorFlow's assign_sub": lambda variable, array, _: variable.value.assign_sub(variable.numpy() - array, read_value=False),
+    "slice": lambda variable, array, _: slice_of(variable).assign(array),
+    "scatter": lambda variable, array, _: variable.value.scatter_nd_update(np.arange(len(array))[:, None], array),
+    "checkpoint": restore,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_of_a_weight_counts(change, level, tmp_path):
+    model = frozen(num_hidden_layers=1)
+    given = inputs_of(model)
+    call = tf.function(lambda given: model(given).last_hidden_state)
+    before, variable = model(**given).last_hidden_state, model.encoder.layer[0].intermediate.dense.bias_integer
+    np.testing.assert_array_equal(call(given), before)
+    CHANGES[change](variable, np.random.default_rng(0).permutation(variable.numpy()), tmp_path)
+    found = call(given)  # what was traced notices, without a call of the model before
+    with use_kernels(PORTABLE):
+        expected = model(**given).last_hidden_state
+    assert np.abs(expected - before).max() > 0.01
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(model(**given).last_hidden_state, expected)
+
+
+def test_weights_that_another_model_sets_count(level):
+    """A model may be a part of one that knows nothing of it."""
+    ids = keras.Input((None,), dtype="int32")
+    first, second = (keras.Model(ids, frozen(initializer_range=spread)(ids).last_hidden_state) for spread in (0.1, 0.12))
+    x = np.arange(5, 14).reshape(1, 9)
+    before, expected = first(x), second(x)
+    np.testing.assert_array_equal(first.predict(x, verbose=0), before)
+    first.set_weights(second.get_weights())
+    np.testing.assert_array_equal(first.predict(x, verbose=0), expected)
+    np.testing.assert_array_equal(first(x), expected)
+    assert np.abs(before - expected).max() > 0.1
+
+
+def test_weights_of_a_stateless_call_count(level):
+    model, other = frozen(), frozen(initializer_range=0.12)
+    given, expected = inputs_of(model), other(**inputs_of(other)).last_hidden_state
+    model(**given)
+    variables = (other.trainable_variables, other.non_trainable_variables)
+    weights = [[variable.value for variable in some] for some in variables]
+    np.testing.assert_array_equal(model.stateless_call(*weights, given)[0].last_hidden_state, expected)
+
+
+def test_a_graph_that_assigns_weights_is_refused():
+    variable = frozen(num_hidden_layers=1).encoder.layer[0].intermediate.dense.bias_integer
+    for assign in (variable.assign, variable.value.assign_add, slice_of(variable).assign):
+        with pytest.raises(bertkit_tf.BertkitError, match="assigns a weight of a frozen model"):
+            tf.function(assign, autograph=False)(tf.ones(variable.shape, tf.int32))
+
+
 def test_a_batch_of_nothing(level):
     model = frozen("ForTokenClassification")
     output = model(tf.zeros((0, 5), tf.int32), output_hidden_states=True)
