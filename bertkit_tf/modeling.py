@@ -551,7 +551,8 @@ class TFEncoderModel(OutputChoices, TFPreTrainedModel):
         for name, rows in self._tables().items():
             ids = given.get(name)
             if ids is not None and tf.is_tensor(ids) and hasattr(ids, "numpy") and ids.shape.num_elements():
-                check_range(name, int(tf.reduce_min(ids)), int(tf.reduce_max(ids)), rows)
+                values = ids.numpy()  # TensorFlow's own minimum of a constant inside a graph would be a symbol
+                check_range(name, int(values.min()), int(values.max()), rows)
 
     def _tables(self) -> dict[str, int]:
         tables = self.embeddings

@@ -131,6 +131,15 @@ def test_ids_outside_the_vocabulary_raise_in_graphs_too(variant, task, wrong):
         graph(tf.constant([[5, wrong]]))
 
 
+@pytest.mark.parametrize("variant", ["ibert", "mobilebert"])
+def test_graphs_of_inputs_from_outside(variant):
+    """What a function does not take as an argument is a constant of its graph, whose values are known."""
+    model, ids, wrong = make(variant), tf.constant([[5, 6, 7]]), tf.constant([[5, 6, 61]])
+    assert_same(tf.function(lambda: model(ids))(), model(ids), 1e-5)
+    with pytest.raises(InputError, match="input_ids: got values from 5 to 61"):
+        tf.function(lambda: model(wrong), autograph=False)()
+
+
 @pytest.mark.parametrize(("variant", "task"), cases.CLASSES)
 def test_eager_graph_and_xla_agree(variant, task):
     model, x = make(variant, task, num_hidden_layers=1), everything(variant, task)

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import bertkit_tf
+from bertkit.core.errors import InputError
 from bertkit.core.ibert import IBertConfig
 from bertkit.core.native import PORTABLE, kernels_status, use_kernels
 from bertkit_tf import state
@@ -281,6 +282,21 @@ def test_changing_kernels_changes_nothing():
         if lacking is None:
             with use_kernels(name):
                 np.testing.assert_array_equal(model(**given).last_hidden_state, expected)
+
+
+def test_functions_take_kernels_after_traces_without_them(level):
+    """Also Keras's own: one refused batch does not spoil the next `predict`."""
+    model = frozen()
+    given = inputs_of(model)
+    function = tf.function(lambda **options: model(**{**given, **options}).last_hidden_state, autograph=False)
+    with pytest.raises(InputError, match="head_mask"):
+        function(head_mask=tf.ones((9, 9)))
+    function(output_attentions=True)
+    np.testing.assert_array_equal(function(), model(**given).last_hidden_state)
+    model.compile()
+    with pytest.raises(InputError, match="sequence length"):
+        model.predict(np.ones((1, 999), np.int32), verbose=0)
+    model.predict(np.ones((1, 5), np.int32), verbose=0)
 
 
 def test_packed_weights_are_nobody_else_s(level, tmp_path):
