@@ -2,7 +2,8 @@
 
 A quantised value travels as a pair: a float tensor and its scale, whose quotient is an integer. Without
 `quant_mode` the blocks are the ordinary float layers and the scale is None; the activations still learn their
-ranges then, in training mode. Rounding passes gradients straight through.
+ranges then, in training mode. Rounding passes gradients straight through; the non-linear blocks have the gradients of
+the float functions that they approximate, with `compat` those of their polynomials.
 
 By default the non-linear blocks compute with whole numbers in float64, which holds them exactly. `compat=True`
 repeats transformers instead: float32, where quotients are not rounded to the integers that they stand for. Both hold
@@ -51,7 +52,8 @@ def quantise(x: Tensor, scale: Tensor, bits: int, compat: bool = False) -> Tenso
     With `compat` up to n - 1 only.
     """
     highest = 2 ** (bits - 1) - 1
-    return straight_through(torch.round(1.0 / scale * x).clamp(-highest, highest - int(compat)), x / scale)
+    quotient = 1.0 / scale * x
+    return straight_through(torch.round(quotient).clamp(-highest, highest - int(compat)), quotient)
 
 
 def to_integers(x: Tensor, scale: Tensor, compat: bool) -> Tensor:
@@ -356,6 +358,13 @@ class IntGELU(nn.Module):
         """GELU of `x` [..., features] with its scale, [1] or [features]."""
         if not self.quant_mode:
             return F.gelu(x), None
+        if self.compat:
+            return self._in_integers(x, scale)
+        with torch.no_grad():
+            value, output_scale = self._in_integers(x, scale)
+        return straight_through(value, F.gelu(x)), output_scale
+
+    def _in_integers(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         integers = to_integers(x, scale, self.compat)
         scale = scale.to(integers.dtype)
         erf, erf_scale = self._erf(integers, scale / constants.GELU_ROOT)
@@ -394,6 +403,13 @@ class IntSoftmax(nn.Module):
         """Probabilities of `scores` [..., keys] with their scale [1]."""
         if not self.quant_mode:
             return scores.softmax(-1), None
+        if self.compat:
+            return self._in_integers(scores, scale)
+        with torch.no_grad():
+            value, output_scale = self._in_integers(scores, scale)
+        return straight_through(value, scores.softmax(-1)), output_scale
+
+    def _in_integers(self, scores: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         integers = to_integers(scores.clamp(min=constants.LOWEST_SCORE), scale, self.compat)
         integers = integers - integers.max(-1, keepdim=True).values
         exponentials, exp_scale = self._exp(integers, scale.to(integers.dtype))
@@ -403,7 +419,7 @@ class IntSoftmax(nn.Module):
         probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS) + half)
         levels = 2**constants.SOFTMAX_BITS
         if not self.compat:
-            probabilities = straight_through(probabilities.clamp(max=levels - 1), probabilities)
+            probabilities = probabilities.clamp(max=levels - 1)
         return (probabilities / levels).float(), torch.full_like(scale, 1 / levels)
 
     @staticmethod
@@ -455,6 +471,14 @@ class IntLayerNorm(nn.LayerNorm):
         """Normalise `x` [..., size] with its scale [1]; the result's scale is [size]."""
         if not self.quant_mode:
             return self._in_float(x), None
+        if self.compat:
+            return self._in_integers(x, scale)
+        with torch.no_grad():
+            value, output_scale = self._in_integers(x, scale)
+        weight, bias = self.weight.float(), self.bias.float()
+        return straight_through(value, F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)), output_scale
+
+    def _in_integers(self, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         integers = to_integers(x, scale, self.compat)
         mean = integers.mean(-1, keepdim=True)
         nearest = torch.round(mean) if self.compat else torch.floor(mean + 0.5)  # ties up, as in integers
@@ -471,8 +495,6 @@ class IntLayerNorm(nn.LayerNorm):
         unit = math.sqrt(x.shape[-1]) / 2**30
         output_scale = unit * weight
         value = (normed + torch.floor(bias / weight / unit).detach()) * output_scale
-        if not self.compat:
-            value = straight_through(value, normed * output_scale + bias)
         return value.float(), output_scale.detach()
 
     def _in_float(self, x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A quantised value travels as a pair: a float tensor and its scale, whose quotient is an integer. Without
 `quant_mode` the blocks are the ordinary float layers and the scale is None; the activations still learn their
-ranges then, in training mode. Rounding passes gradients straight through.
+ranges then, in training mode. Rounding passes gradients straight through; the non-linear blocks have the gradients of
+the float functions that they approximate, with `compat` those of their polynomials.
 
 By default the non-linear blocks compute with whole numbers in float64, which holds them exactly. `compat=True`
 repeats transformers instead: float32, where quotients are not rounded to the integers that they stand for.
@@ -50,7 +51,8 @@ def quantise(x: tf.Tensor, scale: tf.Tensor, bits: int, compat: bool = False) ->
     With `compat` up to n - 1 only.
     """
     lowest, highest = float(1 - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1 - int(compat))
-    return straight_through(tf.clip_by_value(tf.round(1.0 / scale * x), lowest, highest), x / scale)
+    quotient = 1.0 / scale * x
+    return straight_through(tf.clip_by_value(tf.round(quotient), lowest, highest), quotient)
 
 
 def to_integers(x: tf.Tensor, scale: tf.Tensor, compat: bool) -> tf.Tensor:
@@ -382,6 +384,10 @@ class IntGELU(Block):
         """GELU of `x` [..., features] with its scale, [1] or [features]."""
         if not self.quant_mode:
             return gelu(x), None
+        value, output_scale = self._in_integers(x, scale)
+        return value if self.compat else straight_through(value, gelu(x)), output_scale
+
+    def _in_integers(self, x: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         integers = to_integers(x, scale, self.compat)
         scale = tf.cast(scale, integers.dtype)
         erf, erf_scale = self._erf(integers, scale / constants.GELU_ROOT)
@@ -421,6 +427,10 @@ class IntSoftmax(Block):
         """Probabilities of `scores` [..., keys] with their scale [1]."""
         if not self.quant_mode:
             return tf.nn.softmax(scores), None
+        value, output_scale = self._in_integers(scores, scale, training)
+        return value if self.compat else straight_through(value, tf.nn.softmax(scores)), output_scale
+
+    def _in_integers(self, scores: tf.Tensor, scale: tf.Tensor, training: bool | None) -> tuple[tf.Tensor, tf.Tensor]:
         integers = to_integers(tf.maximum(scores, constants.LOWEST_SCORE), scale, self.compat)
         integers = integers - tf.math.top_k(integers, 1).values
         exponentials, exp_scale = self._exp(integers, tf.cast(scale, integers.dtype))
@@ -430,7 +440,7 @@ class IntSoftmax(Block):
         probabilities = floor(exponentials * floor(2.0**32 / total) / 2.0 ** (32 - constants.SOFTMAX_BITS) + half)
         levels = 2**constants.SOFTMAX_BITS
         if not self.compat:
-            probabilities = straight_through(tf.minimum(probabilities, levels - 1), probabilities)
+            probabilities = tf.minimum(probabilities, levels - 1)
         return tf.cast(probabilities / levels, tf.float32), tf.fill([1], 1 / levels)
 
     @staticmethod
@@ -483,6 +493,10 @@ class IntLayerNorm(LayerNorm):
         """Normalise `x` [..., size] with its scale [1]; the result's scale is [size]."""
         if not self.quant_mode:
             return self._in_float(x), None
+        value, output_scale = self._in_integers(x, scale, training)
+        return value if self.compat else straight_through(value, tf.cast(self._in_float(x), tf.float32)), output_scale
+
+    def _in_integers(self, x: tf.Tensor, scale: tf.Tensor, training: bool | None) -> tuple[tf.Tensor, tf.Tensor]:
         integers = to_integers(x, scale, self.compat)
         mean = tf.reduce_mean(integers, -1, keepdims=True)
         nearest = tf.round(mean) if self.compat else tf.floor(mean + 0.5)  # ties up, as in integers
@@ -498,8 +512,6 @@ class IntLayerNorm(LayerNorm):
         unit = math.sqrt(x.shape[-1]) / 2**30
         output_scale = tf.cast(unit * weight, integers.dtype)
         value = (normed + tf.cast(tf.stop_gradient(tf.floor(bias / weight / unit)), integers.dtype)) * output_scale
-        if not self.compat:
-            value = straight_through(value, normed * output_scale + tf.cast(bias, integers.dtype))
         return tf.cast(value, tf.float32), tf.stop_gradient(tf.cast(output_scale, tf.float32))
 
     def _in_float(self, x: tf.Tensor) -> tf.Tensor:

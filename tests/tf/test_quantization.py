@@ -171,6 +171,16 @@ def test_mixed_precision_leaves_the_arithmetic_alone(calibrated: TFIBertModel, p
     np.testing.assert_array_equal(model(IDS, MASK).last_hidden_state, expected)
 
 
+@pytest.mark.parametrize("policy", ["bfloat16", "float64"])
+def test_weights_of_any_dtype_learn(policy: str) -> None:
+    model = TFIBertModel(IBertConfig(**SHALLOW, quant_mode=True), dtype=policy)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(IDS, MASK, training=True).pooler_output)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert {gradient.dtype.name for gradient in gradients} == {policy}
+    assert all(np.isfinite(tf.cast(tf.convert_to_tensor(gradient), tf.float32)).all() for gradient in gradients)
+
+
 def test_pruned_heads_are_those_masked_out(calibrated: TFIBertModel) -> None:
     """Up to the scales of the output projection, which the pruned columns no longer widen."""
     pruned = quantised(calibrated)
