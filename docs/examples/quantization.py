@@ -51,6 +51,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIRECTORY", help="where train.tsv and dev.tsv are")
     parser.add_argument("--cache", type=Path, default=Path(".demo"),
                         help="where the download and the results go (default: .demo)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the new head, the dropout, and the order of the batches (default: 0)")
     parser.add_argument("--quick", action="store_true", help="128 sentences: shows that it runs, learns nothing")
     arguments = parser.parse_args()
     installed = [name for name, framework in FRAMEWORKS.items() if framework.installed]
@@ -77,7 +79,7 @@ def main() -> int:
     learn = {"torch": learn_in_torch, "tf": learn_in_tensorflow}
     rows = []
     for name in frameworks:
-        accuracies = learn[name](directory, cache / f"film-{name}", train, dev)
+        accuracies = learn[name](directory, cache / f"film-{name}", train, dev, arguments.seed)
         rows.append([FRAMEWORKS[name].name, *(f"{accuracy:.2%}" for accuracy in accuracies)])
     print("\n" + format_table(["", "float", "integers", "trained as integers"], rows, right=range(1, 4)))
     print(f"\nDone in {time.perf_counter() - started:.0f} s.")
@@ -105,9 +107,9 @@ def batches(tokenizer: AutoTokenizer, rows: list[tuple[str, int]]) -> list[Batch
     return found
 
 
-def shuffled(batches: list[Batch], epochs: int) -> list[Batch]:
+def shuffled(batches: list[Batch], epochs: int, seed: int) -> list[Batch]:
     """The batches of some epochs, in another order each time."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     return [batches[place] for _ in range(epochs) for place in random.permutation(len(batches))]
 
 
@@ -135,7 +137,7 @@ def rank_correlation(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
 
 
 # -- classification -----------------------------------------------------------------------------------------------
-def learn_in_torch(directory: Path, calibrated: Path, train: list[Batch], dev: list[Batch]) -> list[float]:
+def learn_in_torch(directory: Path, calibrated: Path, train: list[Batch], dev: list[Batch], seed: int) -> list[float]:
     """Accuracy of the float model, of its integers, and of the integers that it was trained to be."""
     import torch
 
@@ -162,22 +164,22 @@ def learn_in_torch(directory: Path, calibrated: Path, train: list[Batch], dev: l
             right = [model(**tensors(inputs)).logits.argmax(-1).numpy() == labels for inputs, labels in dev]
         return float(np.concatenate(right).mean())
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = IBertForSequenceClassification.from_pretrained(directory, num_labels=2)
-    fit(model, shuffled(train, EPOCHS), RATE)
+    fit(model, shuffled(train, EPOCHS, seed), RATE)
     in_float = accuracy(model)
 
-    calibrate(model, [tensors(inputs) for inputs, _ in shuffled(train, 1)[:CALIBRATION // BATCH]])
+    calibrate(model, [tensors(inputs) for inputs, _ in shuffled(train, 1, seed)[:CALIBRATION // BATCH]])
     directly = accuracy(freeze(model))
 
     model.save_pretrained(calibrated)
     simulated = IBertForSequenceClassification.from_pretrained(calibrated, quant_mode=True)
     with frozen_statistics(simulated):  # the ranges of the calibration stay
-        fit(simulated, shuffled(train, 1)[:INTEGER_STEPS], INTEGER_RATE)
+        fit(simulated, shuffled(train, 1, seed)[:INTEGER_STEPS], INTEGER_RATE)
     return [in_float, directly, accuracy(freeze(simulated))]
 
 
-def learn_in_tensorflow(directory: Path, calibrated: Path, train: list[Batch], dev: list[Batch]) -> list[float]:
+def learn_in_tensorflow(directory: Path, calibrated: Path, train: list[Batch], dev: list[Batch], seed: int) -> list[float]:
     """The same with Keras."""
     import keras
     import tensorflow as tf
@@ -189,26 +191,27 @@ def learn_in_tensorflow(directory: Path, calibrated: Path, train: list[Batch], d
         matrix, vector = tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None], tf.int64)
         signature = dict.fromkeys(batches[0][0], matrix), vector
         data = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+        data = data.apply(tf.data.experimental.assert_cardinality(len(batches)))  # so that the progress has an end
         schedule = keras.optimizers.schedules.PolynomialDecay(rate, len(batches), 0.0)
         model.compile(optimizer=keras.optimizers.AdamW(schedule), jit_compile=False)
-        model.fit(data)
+        model.fit(data, shuffle=False)
 
     def accuracy(model: keras.Model) -> float:
         right = [model(inputs).logits.numpy().argmax(-1) == labels for inputs, labels in dev]
         return float(np.concatenate(right).mean())
 
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     model = TFIBertForSequenceClassification.from_pretrained(directory, num_labels=2)
-    fit(model, shuffled(train, EPOCHS), RATE)
+    fit(model, shuffled(train, EPOCHS, seed), RATE)
     in_float = accuracy(model)
 
-    calibrate(model, [inputs for inputs, _ in shuffled(train, 1)[:CALIBRATION // BATCH]])
+    calibrate(model, [inputs for inputs, _ in shuffled(train, 1, seed)[:CALIBRATION // BATCH]])
     directly = accuracy(freeze(model))
 
     model.save_pretrained(calibrated)
     simulated = TFIBertForSequenceClassification.from_pretrained(calibrated, quant_mode=True)
     with frozen_statistics(simulated):
-        fit(simulated, shuffled(train, 1)[:INTEGER_STEPS], INTEGER_RATE)
+        fit(simulated, shuffled(train, 1, seed)[:INTEGER_STEPS], INTEGER_RATE)
     return [in_float, directly, accuracy(freeze(simulated))]
 
 
