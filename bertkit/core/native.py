@@ -117,7 +117,7 @@ def level() -> str:
 def use_kernels(choice: str) -> KernelsChoice:
     """Choose the kernels for all threads of this process, from now on or for a `with` block.
 
-    Models that are loaded or traced keep what they were loaded or traced with.
+    What is traced keeps what it was traced with.
 
     Args:
         choice: "auto", the best there is; "native", the best compiled ones; "portable"; or a level: "scalar", "avx2",
