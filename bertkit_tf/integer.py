@@ -147,6 +147,32 @@ def counted(change: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+class Kept:
+    """What is made of variables when it is first needed, and again when they changed.
+
+    It is no dictionary, so that Keras does not save what follows from other variables.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[Any, tuple[int, Any]] = {}
+        self.functions: dict[tuple, Callable[..., Any]] = {}
+        self.lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[Any], Any]) -> Any:
+        """What `make` gives for a key."""
+        with self.lock:
+            changes = IntegerVariable.changes
+            if key not in self.made or self.made[key][0] != changes:
+                self.made[key] = changes, make(key)
+            return self.made[key][1]
+
+
+def compiled(variable: IntegerVariable) -> str:
+    """The level of the kernels that may serve where this variable is: none on other devices, or where changes do not count."""
+    served = variable.is_counted and "GPU" not in variable.value.device and not tf.distribute.has_strategy()
+    return native.level() if served else PORTABLE
+
+
 class IntegerBlock(Block):
     """A block with variables that keep their dtype: integers stay integers, and scales float32, under every policy."""
 
@@ -428,11 +454,26 @@ class IntegerDecoder(IntegerBlock):
         self.weight_integer = self.integers("weight_integer", words, inputs, dtype="int8")
         self.weight_scaling_factor = self.integers("weight_scaling_factor", words, dtype="float32")
         self.bias = None
+        self._kept = Kept()
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, self.compute_dtype)
-        scores = matmul(x, tf.cast(self.weight_integer.value, x.dtype), transpose_b=True)
+        scores = matmul(x, self.weight(x.dtype), transpose_b=True)
         return scores * tf.cast(self.weight_scaling_factor.value, x.dtype) + tf.cast(self.bias.value, x.dtype)
+
+
+    def weight(self, dtype: tf.DType) -> tf.Tensor:
+        """[words, inputs] in floating point; where compiled kernels serve it is kept."""
+        if compiled(self.weight_integer) == PORTABLE:
+            return self.as_floats(dtype)
+        if tf.executing_eagerly():
+            return self._kept.get(dtype, self.as_floats)
+        floats = tf.numpy_function(lambda: np.asarray(self._kept.get(dtype, self.as_floats)), [], dtype)
+        return tf.ensure_shape(floats, self.weight_integer.shape)
+
+    def as_floats(self, dtype: tf.DType) -> tf.Tensor:
+        """The integers as they are."""
+        return tf.cast(self.weight_integer.value, dtype)
 
 
 # -- the whole encoder ----------------------------------------------------------------------------------------------
@@ -476,7 +517,7 @@ class IntegerInference:
         tables = (self.embeddings.word_embeddings, self.embeddings.token_type_embeddings, self.embeddings.position_embeddings)
         count, shape = len(self.encoder.layer) + 1 if output_hidden_states else 1, tf.shape(words)
         # Graphs ask for the packed weights at each call, since the variables may have changed. Nothing is copied.
-        packed = tf.ensure_shape(tf.numpy_function(functools.partial(self.packed, level), [], tf.uint8), [None])
+        packed = tf.ensure_shape(tf.numpy_function(lambda: self._kept.get(level, self.pack), [], tf.uint8), [None])
         states = native.ibert_encode(
             packed, *(table.weight_integer.value for table in tables), words,
             tf.broadcast_to(token_type_ids, shape), tf.broadcast_to(position_ids, shape), mask, count)
@@ -493,47 +534,28 @@ class IntegerInference:
             return self.infer(inputs, training=training, **flags)
         specs = tuple((name, x.dtype, x.shape.rank) for name, x in inputs.items())
         key = (level, specs, *flags.values())
-        if key not in self._packed.functions:
+        if key not in self._kept.functions:
             signature = [tf.TensorSpec([None] * rank, dtype) for _, dtype, rank in specs]
             names = list(inputs)
             function = tf.function(lambda *given: self.infer(dict(zip(names, given, strict=True)), training=False, **flags),
                                    input_signature=signature, autograph=False)
-            self._packed.functions[key] = function.get_concrete_function()
-        return self._packed.functions[key](*inputs.values())
+            self._kept.functions[key] = function.get_concrete_function()
+        return self._kept.functions[key](*inputs.values())
 
     def level(self, words: tf.Tensor | None, mask: tf.Tensor | None, head_mask: tf.Tensor | None,
               output_attentions: bool) -> str:
         """The level of the kernels that serve a call: compiled ones know neither other masks nor other devices."""
-        table = self.embeddings.word_embeddings.weight_integer
         plain = words is not None and words.shape.rank == 2 and (mask is None or mask.shape.rank == 2) and head_mask is None
-        near = table.is_counted and "GPU" not in table.value.device and not tf.distribute.has_strategy()
-        return native.level() if plain and near and not output_attentions else PORTABLE
+        return compiled(self.embeddings.word_embeddings.weight_integer) if plain and not output_attentions else PORTABLE
 
     def scales(self) -> list[tf.Tensor]:
         """The scales of each hidden state, [E]."""
         blocks = [self.embeddings, *(layer.output_ for layer in self.encoder.layer)]
         return [block.output_activation.act_scaling_factor.value for block in blocks]
 
-    def packed(self, level: str) -> np.ndarray:
-        """The weights as the compiled kernels of a level read them; made when they are first needed, and after changes."""
-        with self._packed.lock:
-            kept, changes = self._packed.weights, IntegerVariable.changes
-            if level not in kept or kept[level][0] != changes:
-                kept[level] = changes, self.pack(level)
-            return kept[level][1]
-
     def pack(self, level: str) -> np.ndarray:
-        """Make what `packed` gives."""
+        """The weights as the compiled kernels of a level read them."""
         params = IBERT.params("Model", self.config, pooled=False)
         tensors = {name: np.asarray(state.get_variable(self, params[name]).value.read_value())  # which shares its memory
                    for name in native_tensors(self.config)}
         return native_ibert.pack(self.config, tensors, level)
-
-
-class Packed:
-    """What a model keeps for each level. It is no dictionary, so that Keras does not save what follows from other variables."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, tuple[int, np.ndarray]] = {}
-        self.functions: dict[tuple, Callable[..., Any]] = {}
-        self.lock = threading.Lock()

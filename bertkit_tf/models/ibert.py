@@ -13,7 +13,7 @@ from bertkit.core import quantization as constants
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.core.quantization import EMBEDDING_BITS, NORM_BITS, STREAM_BITS
 from bertkit_tf.heads import ChoiceScorer, LabelClassifier, RobertaLanguageModelHead, SpanClassifier, TanhFirstTokenClassifier
-from bertkit_tf.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference, Packed
+from bertkit_tf.integer import IntegerDecoder, IntegerEmbeddings, IntegerEncoder, IntegerInference, Kept
 from bertkit_tf.layers import Block, Dropout, Pooler, additive_mask, attend, dropout, keep_rows, merge_heads, size, split_heads
 from bertkit_tf.modeling import LayerStack, TFEncoderModel, head_masks, unpack_inputs
 from bertkit_tf.outputs import TFBaseModelOutputWithPoolingAndCrossAttentions
@@ -255,7 +255,7 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         self.embeddings = IBertEmbeddings(config) if config.integer_format is None else IntegerEmbeddings(config)
         self.encoder = IBertEncoder(config) if config.integer_format is None else IntegerEncoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
-        self._packed = Packed()
+        self._kept = Kept()
 
     @property
     def max_tokens(self) -> int:
