@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertkit.commands.terminal import format_list, format_size, format_table, show, show_json
-from bertkit.core.errors import BertkitError
+from bertkit.core.checkpoint import Checkpoint
+from bertkit.core.errors import BertkitError, CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         format_list("not of this class", found["unexpected"]),
         format_list("of another shape", [f"{name}: got {got}, expected {wanted}" for name, got, wanted in found["mismatched"]]),
         format_list("tied copies that differ", found["conflicts"]),
+        format_list("damaged", found["damaged"]),
         "It fits its configuration." if found["fits"] else "It does NOT fit its configuration.")
     return 0 if found["fits"] else 1
 
@@ -129,6 +131,9 @@ def look_at(name_or_path: str, task: str | None = None) -> dict[str, Any]:
     suffix = task_of(variant, config, checkpoint, task)
     params = params_of(variant, suffix, config, checkpoint)
     plan = plan_leniently(checkpoint, params, variant, config)
+    damaged = list(plan.unusable)
+    if isinstance(checkpoint, Checkpoint) and any(param.frozen_dtype for param in params.values()):
+        damaged += _wrong_checksums(checkpoint)
     places = {source_name: name for name, source_name in plan.sources.items()}
     misshapen = {name for name, _, _ in plan.mismatched}
     tensors, parameters = [], 0
@@ -155,6 +160,15 @@ def look_at(name_or_path: str, task: str | None = None) -> dict[str, Any]:
         "files": [file.name for file in checkpoint.files], "bytes": sum(f.stat().st_size for f in checkpoint.files),
         "tokenizer_files": [file.name for file in source.tokenizer_files], "missing": plan.missing,
         "unexpected": plan.unexpected, "mismatched": [[n, list(g), list(w)] for n, g, w in plan.mismatched],
-        "conflicts": plan.conflicts, "fits": not (plan.missing or plan.mismatched), "tensors": tensors,
-        "config": config.to_dict(),
+        "conflicts": plan.conflicts, "damaged": damaged, "fits": not (plan.missing or plan.mismatched or damaged),
+        "tensors": tensors, "config": config.to_dict(),
     }
+
+
+def _wrong_checksums(checkpoint: Checkpoint) -> list[str]:
+    """Why a frozen model would not be loaded, though its tensors fit."""
+    try:
+        checkpoint.verify()
+    except CheckpointError as error:
+        return list(error.problems)
+    return []

@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantise and report."""
+    if arguments.texts < 1:
+        raise InputError(f"--texts: got {arguments.texts}, expected a positive integer")
     texts = [] if arguments.calibrate is None else read_lines(arguments.calibrate)
     found = quantize_checkpoint(
         arguments.source, arguments.target, texts[:arguments.texts], keep_ranges=arguments.keep_ranges,
@@ -130,7 +132,8 @@ def quantize_checkpoint(
     with contextlib.ExitStack() as stack:
         opened = open_model(stack.enter_context(as_ibert(source, task)), task)
         if opened.config.model_type != "ibert":
-            raise ConfigError(f"{source} is a {opened.class_name}, which has no integer form", remedy="I-BERT has one.")
+            raise ConfigError(f"{source} is a {opened.class_name}, which has no integer form",
+                              remedy="I-BERT has one, and BERT and RoBERTa become I-BERT.")
         tokenizer = open_tokenizer(opened) if texts else None
         model = Runner(opened, framework).model
         batches = make_batches(tokenizer, texts, batch_size)

@@ -108,8 +108,11 @@ def test_a_checkpoint_is_replaced_by_its_integers(tmp_path, texts, capsys):
     code, report = run_json(capsys, "quantize", source, source, "--calibrate", texts, "--framework", "torch", "--overwrite")
     assert code == 0 and report["bytes"] < report["float_bytes"]
     assert sorted(file.name for file in source.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
-    with open_checkpoint(source) as opened:
-        opened.verify()
+    assert run_json(capsys, "inspect", source)[0] == 0
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    code, found = run_json(capsys, "inspect", source)
+    assert code == 1 and not found["fits"] and "checksum" in found["damaged"][0]
 
 
 # -- what cannot be quantised ------------------------------------------------------------------------------------------
@@ -132,6 +135,7 @@ def test_what_cannot_be_quantised(tmp_path, texts, capsys):
     assert "is not empty" in refused(capsys, source, full, *calibrate)
     assert "is a file" in refused(capsys, source, full / "mine", *calibrate)
     assert "batch_size" in refused(capsys, source, target, *calibrate, "--batch-size", "0")
+    assert "--texts: got -1" in refused(capsys, source, target, *calibrate, "--texts", "-1")
     assert "percentile" in refused(capsys, source, target, *calibrate, "--method", "percentile", "--percentile", "101")
     assert "no integer form" in refused(capsys, checkpoint(tmp_path / "yoso", "yoso"), target, *calibrate)
     assert not target.exists() and [file.name for file in full.iterdir()] == ["mine"]
