@@ -122,7 +122,7 @@ def learning_once(layer: nn.Module) -> Callable[..., Any]:
 
 
 def check_calibrated(model: nn.Module) -> None:
-    """Refuse to evaluate a quantised model whose activation ranges are empty, where looking costs nothing.
+    """Refuse to evaluate a quantised model whose activation ranges cannot be used, where looking costs nothing.
 
     Raises:
         CalibrationError: naming the activations.
@@ -130,9 +130,7 @@ def check_calibrated(model: nn.Module) -> None:
     if torch.compiler.is_compiling():
         return
     activations = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantActivation) and m.quant_mode]
-    empty = [n for n, m in activations if m.x_min.device.type == "cpu" and bool(m.is_empty())]
-    if empty:
-        raise constants.uncalibrated(empty)
+    constants.check_ranges({n: (m.x_min.item(), m.x_max.item()) for n, m in activations if m.x_min.device.type == "cpu"})
 
 
 # -- blocks -------------------------------------------------------------------------------------------------------

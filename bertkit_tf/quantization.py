@@ -135,7 +135,7 @@ def learning_once(layer: Block) -> Callable[..., Any]:
 
 
 def check_calibrated(model: Any) -> None:
-    """Refuse to evaluate a quantised model whose activation ranges are empty, where looking costs nothing.
+    """Refuse to evaluate a quantised model whose activation ranges cannot be used, where looking costs nothing.
 
     Raises:
         CalibrationError: naming the activations.
@@ -143,9 +143,8 @@ def check_calibrated(model: Any) -> None:
     if not tf.executing_eagerly():
         return
     activations = [(n, b) for n, b in learners(model) if isinstance(b, QuantActivation) and b.quant_mode]
-    empty = [n for n, b in activations if "CPU" in b.x_min.value.device and bool(b.is_empty())]
-    if empty:
-        raise constants.uncalibrated(empty)
+    constants.check_ranges({n: (float(b.x_min.numpy()[0]), float(b.x_max.numpy()[0]))
+                            for n, b in activations if "CPU" in b.x_min.value.device})
 
 
 def _statistic(block: Block, name: str, aggregation: str, features: int = 1) -> keras.Variable:

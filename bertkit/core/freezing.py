@@ -128,12 +128,8 @@ class Freezer:
         wrong = []
         for name in filter(self._is_used, names):
             low, high = (float(self.tensors[f"{name}.{end}"].reshape(-1)[0]) for end in ("x_min", "x_max"))
-            if not (math.isfinite(low) and math.isfinite(high)):
-                wrong.append(f"{name}: the range is [{low}, {high}], expected finite numbers")
-            elif max(abs(low), abs(high)) < constants.EMPTY_BELOW:
-                wrong.append(f"{name}: the range is empty")
-            elif low > high:
-                wrong.append(f"{name}: the range is [{low}, {high}], which has no width")
+            if problem := constants.problem_of_range(low, high):
+                wrong.append(f"{name}: {problem}")
             factors = self.tensors.get(f"{name}.channel_scale")
             if factors is not None and not (np.isfinite(factors) & (factors > 0)).all():
                 wrong.append(f"{name}.channel_scale: expected finite numbers above 0")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 
 from bertkit.core.errors import BertkitError
 
@@ -42,11 +43,33 @@ class CalibrationError(BertkitError):
     """A quantised model lacks the activation ranges that it would have learned in training mode."""
 
 
-def uncalibrated(names: Sequence[str]) -> CalibrationError:
-    """The error about activations whose range is still empty."""
-    shown = [f"{name}: the range is empty" for name in names[:10]]
-    rest = [f"and {len(names) - 10} more"] if len(names) > 10 else []
-    return CalibrationError(
-        f"{len(names)} activation(s) have no range yet, every result would be clipped to nothing", [*shown, *rest],
-        remedy="Call calibrate() with a few hundred texts, or load a checkpoint that was calibrated, or train the model.",
-    )
+def problem_of_range(low: float, high: float) -> str:
+    """What is wrong with the range of an activation; nothing where it can be used.
+
+    Example:
+        >>> problem_of_range(0.0, 0.0), problem_of_range(-1.0, 2.0)
+        ('the range is empty', '')
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"the range is [{low}, {high}], expected finite numbers"
+    if max(abs(low), abs(high)) < EMPTY_BELOW:
+        return "the range is empty"
+    return f"the range is [{low}, {high}], which has no width" if low > high else ""
+
+
+def check_ranges(ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse to simulate integers with ranges that cannot be used.
+
+    Args:
+        ranges: smallest and largest number by the name of the activation.
+
+    Raises:
+        CalibrationError: naming the activations.
+    """
+    wrong = [f"{name}: {problem}" for name, (low, high) in ranges.items() if (problem := problem_of_range(low, high))]
+    if wrong:
+        rest = [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+        raise CalibrationError(
+            f"{len(wrong)} activation(s) have no usable range, every result would be wrong", [*wrong[:10], *rest],
+            remedy="Call calibrate() with a few hundred texts, or load a checkpoint that was calibrated, or train the model.",
+        )

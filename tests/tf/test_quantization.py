@@ -133,6 +133,10 @@ def test_masked_rows_stay_finite(calibrated: TFIBertModel, quant_mode: bool) -> 
 
 def test_an_empty_range_is_an_error(calibrated: TFIBertModel) -> None:
     model = quantised(calibrated)
+    model.encoder.layer[0].output_.output_activation.x_max.assign([np.nan])
+    with pytest.raises(CalibrationError, match=r"encoder\.layer\.0\.output\.output_activation: .* expected finite numbers"):
+        model(IDS)
+    model = quantised(calibrated)
     model.encoder.layer[1].output_.output_activation.x_min.assign([-1e-5])
     model.encoder.layer[1].output_.output_activation.x_max.assign([1e-5])
     with pytest.raises(CalibrationError, match=r"encoder\.layer\.1\.output\.output_activation: the range is empty"):

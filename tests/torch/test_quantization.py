@@ -137,6 +137,10 @@ def test_masked_rows_stay_finite(calibrated: IBertModel, quant_mode: bool) -> No
 
 def test_an_empty_range_is_an_error(calibrated: IBertModel) -> None:
     model = quantised(calibrated)
+    model.encoder.layer[0].output.output_activation.x_max.fill_(torch.nan)
+    with pytest.raises(CalibrationError, match=r"encoder\.layer\.0\.output\.output_activation: .* expected finite numbers"):
+        model(IDS)
+    model = quantised(calibrated)
     model.encoder.layer[1].output.output_activation.x_min.fill_(-1e-5)
     model.encoder.layer[1].output.output_activation.x_max.fill_(1e-5)
     with pytest.raises(CalibrationError, match=r"encoder\.layer\.1\.output\.output_activation: the range is empty"):
