@@ -16,8 +16,9 @@ from bertkit.core.tensors import NAME_OF
 
 OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 WRAPPERS = ("module.", "_orig_mod.")
-MOST_PROBLEMS = 100
 """Prefixes that data-parallel and compiled modules put before every name."""
+MOST_PROBLEMS = 100
+"""As many are told in one error."""
 
 
 class Tensors(Protocol):
