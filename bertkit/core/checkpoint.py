@@ -20,6 +20,7 @@ from bertkit.core.errors import CheckpointError
 from bertkit.core.files import pickle_reader
 from bertkit.core.files.byte_source import ByteSource, as_source
 from bertkit.core.files.crc32c import crc32c
+from bertkit.core.hub import TOKENIZER_ALONE
 from bertkit.core.progress import progress
 from bertkit.core.tensors import FLOAT_DTYPES, STORED_AS, LazyTensor, RawTensor, converted, from_bits, lazy, stored, widen
 
@@ -417,7 +418,8 @@ def write_checkpoint(
         max_shard_size: largest file, in bytes or as "2GB"; more tensors go to further files, with an index.
         metadata: free text for the header, beside `{"format": "pt"}`.
         checksum: whether each file carries one, for `Checkpoint.verify`.
-        extra_files: further files of the same checkpoint, such as config.json, by name.
+        extra_files: further files of the same checkpoint, such as config.json, by name. With a tokenizer among them, the
+            files of the one before go: they would be read together with the new ones.
         show_progress: show a bar of bytes on a terminal.
 
     Returns:
@@ -462,6 +464,8 @@ def write_checkpoint(
             if len(shards) > 1:
                 files.write(INDEX, _index_of(names, shards, total))
             old = [name for name in held if SHARD.fullmatch(name) and name not in names]
+            if not extra_files.keys().isdisjoint(TOKENIZER_ALONE):
+                old += [name for name in held if name in TOKENIZER_ALONE and name not in extra_files]
             files.commit(retire=[SINGLE, *old] if len(shards) > 1 else [INDEX, *old])
     finally:
         if bar is not None:

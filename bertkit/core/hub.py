@@ -10,7 +10,7 @@ from bertkit.core.errors import CheckpointError
 CONFIG_FILES = ["config.json"]
 PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index*.json"]
 WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index*.json", *PICKLED_FILES]
-TOKENIZER_FILES = [
+TOKENIZER_ALONE = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -18,8 +18,8 @@ TOKENIZER_FILES = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    "config.json",
 ]
+TOKENIZER_FILES = [*TOKENIZER_ALONE, *CONFIG_FILES]
 
 REMEDIES = {
     "GatedRepoError": "Its owner must grant you access: ask on its page, then pass token=, or log in with `hf auth login`.",

@@ -250,6 +250,15 @@ def test_a_reader_at_any_moment_finds_one_checkpoint(tmp_path, monkeypatch, befo
     assert count == (1 if after == "5GB" else 2)
 
 
+def test_files_of_the_tokenizer_before_go_with_it_and_stay_without_a_new_one(tmp_path):
+    write_checkpoint(tmp_path, OLD, extra_files={"config.json": "{}", "tokenizer.json": "old", "vocab.txt": "old"})
+    (tmp_path / "README.md").write_text("mine")
+    write_checkpoint(tmp_path, NEW, extra_files={"config.json": "{}"})
+    assert (tmp_path / "tokenizer.json").read_text() == "old"
+    write_checkpoint(tmp_path, NEW, extra_files={"config.json": "{}", "vocab.txt": "new"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors", "vocab.txt"]
+
+
 @pytest.mark.parametrize("before", ["5GB", 1700])
 @pytest.mark.parametrize("after", ["5GB", 2100])
 def test_a_rename_that_fails_is_taken_back(tmp_path, monkeypatch, before, after):
