@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import keras
@@ -31,6 +31,8 @@ from bertkit_tf.modeling import LayerStack, TFPreTrainedModel, head_masks
 from bertkit_tf.quantization import quantise
 
 Model = TypeVar("Model", bound=TFPreTrainedModel)
+ALIGNMENT = 64
+"""Where TensorFlow's tensors begin: at multiples of so many bytes."""
 
 
 def freeze(model: Model) -> Model:
@@ -98,6 +100,10 @@ class IntegerVariable(keras.Variable):
                 self._initialize(tf.zeros(self._shape, self._dtype))
         return super().value
 
+    def _convert_to_tensor(self, value: Any, dtype: str | None = None) -> tf.Tensor:
+        fits = isinstance(value, np.ndarray) and value.dtype.name == dtype and value.size
+        return copied(value) if fits else super()._convert_to_tensor(value, dtype)
+
     @property
     def is_counted(self) -> bool:
         """Whether its values are those whose changes are counted: strategies and stateless calls have others."""
@@ -108,6 +114,15 @@ class IntegerVariable(keras.Variable):
             self._initialize(value)
         else:
             self.value.assign(value)
+
+
+def copied(array: np.ndarray) -> tf.Tensor:
+    """A tensor of the same values, which are copied once: TensorFlow would do it again where memory is not as it likes it."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    values = memory[start:start + array.nbytes].view(array.dtype).reshape(array.shape)
+    values[...] = array
+    return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
 
 
 class Counting:
@@ -155,7 +170,6 @@ class Kept:
 
     def __init__(self) -> None:
         self.made: dict[Any, tuple[int, Any]] = {}
-        self.functions: dict[tuple, Callable[..., Any]] = {}
         self.lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[Any], Any]) -> Any:
@@ -165,6 +179,11 @@ class Kept:
             if key not in self.made or self.made[key][0] != changes:
                 self.made[key] = changes, make(key)
             return self.made[key][1]
+
+
+def in_place(variable: IntegerVariable) -> np.ndarray:
+    """The values where they lie; they stay what they are, since a change of the variable takes other memory."""
+    return np.asarray(variable.value.read_value())
 
 
 def compiled(variable: IntegerVariable) -> str:
@@ -499,8 +518,9 @@ class IntegerInference:
             words = self.embeddings.quantised(words, token_type_ids)
         states, probabilities = self.integers(words, attention_mask, token_type_ids, position_ids, head_mask,
                                               output_attentions, output_hidden_states)
-        shown = list(zip(states, self.scales()[-len(states):], strict=True))[0 if output_hidden_states else -1:]
-        hidden_states = [tf.cast(integers, tf.float32) * scale for integers, scale in shown]
+        layers = len(self.encoder.layer)
+        shown = range(layers + 1) if output_hidden_states else [layers]
+        hidden_states = [tf.cast(states[index - layers - 1], tf.float32) * self.scale(index) for index in shown]
         return {
             "last_hidden_state": hidden_states[-1],
             "hidden_states": tuple(hidden_states) if output_hidden_states else None,
@@ -510,37 +530,23 @@ class IntegerInference:
     def integers(self, words: tf.Tensor, attention_mask: tf.Tensor | None, token_type_ids: tf.Tensor, position_ids: tf.Tensor,
                  head_mask: tf.Tensor | None, output_attentions: bool, output_hidden_states: bool) -> tuple[list, list]:
         """The integers behind `encode`; of hidden states at least the last one. No floating-point number is on the way."""
+        level = self.level(words, attention_mask, head_mask, output_attentions)
+        count = len(self.encoder.layer) + 1 if output_hidden_states else 1
+        if level != PORTABLE and tf.executing_eagerly():  # as in PyTorch: operations of TensorFlow are slower than NumPy's
+            tables = self._kept.get("tables", self.tables)
+            ids = [np.asarray(np.broadcast_to(x, words.shape), np.int64) for x in (words, token_type_ids, position_ids)]
+            mask = None if attention_mask is None else np.asarray(attention_mask) != 0
+            packed = self._kept.get(level, self.pack)
+            return list(native_ibert.encode(packed, *tables, *ids, mask, count, native.threads())), []
         mask = None if attention_mask is None else tf.cast(attention_mask, tf.bool)
-        level = self.level(words, mask, head_mask, output_attentions)
         if level == PORTABLE:
             return self.encoder(self.embeddings(words, token_type_ids, position_ids), mask, head_mask)
         tables = (self.embeddings.word_embeddings, self.embeddings.token_type_embeddings, self.embeddings.position_embeddings)
-        count, shape = len(self.encoder.layer) + 1 if output_hidden_states else 1, tf.shape(words)
+        ids = (words, *(tf.broadcast_to(x, tf.shape(words)) for x in (token_type_ids, position_ids)))
         # Graphs ask for the packed weights at each call, since the variables may have changed. Nothing is copied.
         packed = tf.ensure_shape(tf.numpy_function(lambda: self._kept.get(level, self.pack), [], tf.uint8), [None])
-        states = native.ibert_encode(
-            packed, *(table.weight_integer.value for table in tables), words,
-            tf.broadcast_to(token_type_ids, shape), tf.broadcast_to(position_ids, shape), mask, count)
+        states = native.ibert_encode(packed, *(table.weight_integer.value for table in tables), *ids, mask, count)
         return tf.unstack(tf.ensure_shape(states, [count, *words.shape, self.config.hidden_size])), []
-
-    def infer_in_one_step(self, inputs: Mapping[str, tf.Tensor], training: bool | None, **flags: bool) -> dict[str, Any]:
-        """`infer`; where compiled kernels serve an eager call, as one function of TensorFlow.
-
-        They need so little time that a dozen of TensorFlow's operations beside them would be seen. Portable ones need more,
-        and a function of them takes seconds to trace.
-        """
-        level = self.level(*map(inputs.get, ("input_ids", "attention_mask", "head_mask")), flags["output_attentions"])
-        if level == PORTABLE or not tf.executing_eagerly():
-            return self.infer(inputs, training=training, **flags)
-        specs = tuple((name, x.dtype, x.shape.rank) for name, x in inputs.items())
-        key = (level, specs, *flags.values())
-        if key not in self._kept.functions:
-            signature = [tf.TensorSpec([None] * rank, dtype) for _, dtype, rank in specs]
-            names = list(inputs)
-            function = tf.function(lambda *given: self.infer(dict(zip(names, given, strict=True)), training=False, **flags),
-                                   input_signature=signature, autograph=False)
-            self._kept.functions[key] = function.get_concrete_function()
-        return self._kept.functions[key](*inputs.values())
 
     def level(self, words: tf.Tensor | None, mask: tf.Tensor | None, head_mask: tf.Tensor | None,
               output_attentions: bool) -> str:
@@ -548,14 +554,18 @@ class IntegerInference:
         plain = words is not None and words.shape.rank == 2 and (mask is None or mask.shape.rank == 2) and head_mask is None
         return compiled(self.embeddings.word_embeddings.weight_integer) if plain and not output_attentions else PORTABLE
 
-    def scales(self) -> list[tf.Tensor]:
-        """The scales of each hidden state, [E]."""
-        blocks = [self.embeddings, *(layer.output_ for layer in self.encoder.layer)]
-        return [block.output_activation.act_scaling_factor.value for block in blocks]
+    def scale(self, layers: int) -> tf.Tensor:
+        """The scales of the hidden state behind so many layers, [E]."""
+        block = self.encoder.layer[layers - 1].output_ if layers else self.embeddings
+        return block.output_activation.act_scaling_factor.value
+
+    def tables(self, _: str) -> list[np.ndarray]:
+        """The tables of words, types and positions."""
+        blocks = (self.embeddings.word_embeddings, self.embeddings.token_type_embeddings, self.embeddings.position_embeddings)
+        return [in_place(block.weight_integer) for block in blocks]
 
     def pack(self, level: str) -> np.ndarray:
         """The weights as the compiled kernels of a level read them."""
         params = IBERT.params("Model", self.config, pooled=False)
-        tensors = {name: np.asarray(state.get_variable(self, params[name]).value.read_value())  # which shares its memory
-                   for name in native_tensors(self.config)}
+        tensors = {name: in_place(state.get_variable(self, params[name])) for name in native_tensors(self.config)}
         return native_ibert.pack(self.config, tensors, level)

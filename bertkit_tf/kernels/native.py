@@ -64,12 +64,16 @@ def ibert_encode(
     """
     ids = [tf.cast(ids, tf.int64) for ids in (word_ids_BL, type_ids_BL, position_ids_BL)]
     mask_BL = NO_MASK if mask_BL is None else tf.cast(mask_BL, tf.uint8)
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or native.cores()
     hidden = _operations().bertkit_ibert_encode(
         packed=packed, words=words, types=types, positions=positions, word_ids=ids[0], type_ids=ids[1], position_ids=ids[2],
-        mask=mask_BL, states=states, threads=threads)
+        mask=mask_BL, states=states, threads=threads())
     hidden.set_shape([states, None, None, None])
     return hidden
+
+
+def threads() -> int:
+    """How many threads TensorFlow uses for one operation."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or native.cores()
 
 
 def _under_xla() -> bool:

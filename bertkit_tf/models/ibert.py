@@ -256,6 +256,7 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         self.encoder = IBertEncoder(config) if config.integer_format is None else IntegerEncoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
         self._kept = Kept()
+        self.calls_alone = config.integer_format is not None  # and hence the same in training and out of it
 
     @property
     def max_tokens(self) -> int:
@@ -268,6 +269,9 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         if input_ids is None:
             return tf.range(first, first + size(inputs_embeds, 1))[None]
         pad = self.config.pad_token_id
+        if hasattr(input_ids, "numpy"):  # NumPy's operations are faster at so few numbers
+            real = np.ones_like(input_ids) if pad is None else (input_ids.numpy() != pad).astype(input_ids.dtype.as_numpy_dtype)
+            return real.cumsum(1, real.dtype) * real + real.dtype.type(first - 1)
         real = tf.ones_like(input_ids) if pad is None else tf.cast(input_ids != pad, input_ids.dtype)
         return tf.cumsum(real, 1) * real + first - 1
 
@@ -306,8 +310,7 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask,
                   "token_type_ids": token_type_ids, "position_ids": position_ids, "head_mask": head_mask}
         flags = self.flags(output_attentions, output_hidden_states)
-        run = self.infer if self.config.integer_format is None else self.infer_in_one_step
-        outputs = run({name: x for name, x in inputs.items() if x is not None}, training=training, **flags)
+        outputs = self.infer(inputs, training=training, **flags)
         return self.finish(TFBaseModelOutputWithPoolingAndCrossAttentions(**outputs), return_dict)
 
     def infer(self, inputs: Mapping[str, tf.Tensor], training: bool | None, **flags: bool) -> dict[str, Any]:
@@ -317,7 +320,7 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         if position_ids is None:
             position_ids = self.positions(input_ids, inputs_embeds)
         if token_type_ids is None:
-            token_type_ids = tf.zeros_like(position_ids)
+            token_type_ids = (np if isinstance(position_ids, np.ndarray) else tf).zeros_like(position_ids)
         if self.config.integer_format is not None:
             words = input_ids if inputs_embeds is None else inputs_embeds
             encoded = self.encode(words, attention_mask, token_type_ids, position_ids, head_mask, **flags)
