@@ -67,8 +67,8 @@ def freeze_tensors(
             freezer.layer(f"encoder.layer.{index}.")
     if freezer.problems:
         raise FreezeError("the model cannot be frozen", freezer.problems,
-                          "Look at the layers named here. Ranges that are too wide: calibrate on texts like those that the model "
-                          "will see. Sums of too many products: integers need narrower layers.")
+                          "Ranges that are too wide: calibrate on texts like those that the model will see. Sums of too many "
+                          "products: integers need narrower layers.")
     frozen = {prefix + name: tensor for name, tensor in freezer.frozen.items()}
     for name, param in IBERT.params(task, frozen_config, pooled=pooled).items():
         if name not in frozen and param.stored:
