@@ -9,8 +9,8 @@ Shape suffixes: B batch, L length, N heads, S keys, D head size, E width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,11 @@ class IntegerModule(nn.Module):
     def integers(self, name: str, *shape: int, dtype: torch.dtype = torch.int32) -> None:
         """Make a buffer; the model gives it its values."""
         self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            IntegerModule.loads += 1
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         def keeping_dtype(tensor: Tensor) -> Tensor:
@@ -402,7 +407,7 @@ class IntegerInference:
     encoder: IntegerEncoder
     head_dtype: torch.dtype = torch.float32
     """What heads read."""
-    _packed: tuple[tuple[str, int], Tensor] | None = None
+    _packed: Packed | None = None
 
     def encode(self, words: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor, position_ids: Tensor,
                head_mask: Tensor | None, output_attentions: bool, output_hidden_states: bool) -> dict[str, Any]:
@@ -455,15 +460,18 @@ class IntegerInference:
 
     def packed(self, level: str) -> Tensor:
         """The weights as the compiled kernels of a level read them; made at the first call, and then kept."""
-        key = (level, IntegerModule.loads)
-        return self._packed[1] if self._packed is not None and self._packed[0] == key else self.pack(*key)
+        key, kept = (level, IntegerModule.loads), self._packed
+        if kept is not None and kept.key == key and (torch.compiler.is_compiling() or kept.edits == edits(kept.tensors)):
+            return kept.weights
+        return self.pack(*key)
 
     @torch.compiler.assume_constant_result
     def pack(self, level: str, loads: int) -> Tensor:
         """Make what `packed` gives. What is being traced takes it for this call: the next one is traced with what is kept."""
-        tensors = {name: state.get_tensor(self, name).numpy() for name in native_tensors(self.config)}
-        self._packed = (level, loads), torch.from_numpy(native_ibert.pack(self.config, tensors, level))
-        return self._packed[1]
+        tensors = {name: state.get_tensor(self, name) for name in native_tensors(self.config)}
+        weights = native_ibert.pack(self.config, {name: tensor.numpy() for name, tensor in tensors.items()}, level)
+        self._packed = Packed((level, loads), torch.from_numpy(weights), list(tensors.values()), edits(tensors.values()))
+        return self._packed.weights
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if self.config.integer_format is not None:
@@ -474,6 +482,22 @@ class IntegerInference:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
+
+
+class Packed(NamedTuple):
+    """The weights of an encoder as a level reads them, and what they were made of."""
+
+    key: tuple[str, int]
+    """The level, and `IntegerModule.loads` then."""
+    weights: Tensor
+    tensors: list[Tensor]
+    edits: int
+    """What `edits` of the tensors was then."""
+
+
+def edits(tensors: Iterable[Tensor]) -> int:
+    """How often some tensors were changed in place, as far as they count it."""
+    return sum(0 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

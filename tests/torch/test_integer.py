@@ -224,6 +224,22 @@ def test_changing_kernels_changes_nothing():
                 assert torch.equal(model(**given).last_hidden_state, expected)
 
 
+@pytest.mark.parametrize("change", [
+    lambda block, new: block.weight_integer.copy_(new), lambda block, new: block.weight_integer[:1].copy_(new[:1]),
+    lambda block, new: setattr(block, "weight_integer", new.clone()),
+], ids=["in place", "in part", "replaced"])
+def test_a_weight_that_is_changed_counts_at_the_next_call(change, level):
+    model = frozen()
+    given, block = inputs_of(model), model.encoder.layer[0].output.dense
+    with torch.inference_mode():
+        before = model(**given).last_hidden_state
+        change(block, -block.weight_integer)
+        after = model(**given).last_hidden_state
+    with use_kernels("portable"), torch.inference_mode():
+        assert torch.equal(model(**given).last_hidden_state, after)
+    assert not torch.equal(before, after)
+
+
 @pytest.mark.parametrize("task", ["ForMaskedLM", "ForSequenceClassification"])
 def test_only_heads_are_trained(task, level):
     model = frozen(task).train()
