@@ -12,6 +12,7 @@ const char* bk_error(int code) {
         case BK_BAD_PACKED: return "the packed weights are damaged, or of another version of bertkit";
         case BK_BAD_SIZE: return "the buffer is too small";
         case BK_BAD_ID: return "an id is outside of its embedding table, or the sequence is longer than that of positions";
+        case BK_BAD_CODE: return "a code is outside of its table";
         case BK_NO_MEMORY: return "there is not enough memory";
         default: return "unknown error";
     }

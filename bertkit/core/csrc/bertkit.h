@@ -32,7 +32,8 @@ enum bk_code {
     BK_BAD_PACKED = -5,   /* not packed by this version, damaged, or cut off */
     BK_BAD_SIZE = -6,     /* the buffer is smaller than what was asked to go into it */
     BK_BAD_ID = -7,       /* an id that its table has no row for */
-    BK_NO_MEMORY = -8
+    BK_NO_MEMORY = -8,
+    BK_BAD_CODE = -9      /* a code that its table has no bucket for */
 };
 
 /* BK_ABI of the library, which may differ from that of the header a caller was written with. */
@@ -106,6 +107,76 @@ enum bk_ibert_phase {
 
 /* Nanoseconds of each phase in the calling thread's last call of bk_ibert_encode: BK_IBERT_PHASES numbers. */
 BK_API void bk_ibert_times(int64_t* nanoseconds);
+
+/* ---- YOSO: rows that collide -------------------------------------------------------------------------------------
+ *
+ * Two rows collide under a hash function that gives both the same code. Rows belong to groups, one for each head of each
+ * sequence: group = sequence * heads + head. Arrays are dense: vectors [groups, rows, width], 32-bit floats; codes
+ * [groups, rows, hashes], from 0 to 2^code_bits - 1; masks [sequences, rows], where 0 drops a row, or NULL, which drops none.
+ */
+
+/* What all calls have. */
+typedef struct bk_lsh {
+    int64_t level;           /* bk_level; the highest that is no faster serves where there is no code for this one */
+    int64_t threads;         /* at most so many, the caller's among them */
+    const bk_openmp* openmp; /* whose threads; NULL: the library's own */
+    int64_t sequences, heads, hashes, code_bits;
+} bk_lsh;
+
+/* Codes by the signs of H D2 H D1 H D0 x, with Hadamard's matrix H and diagonals D of signs. */
+typedef struct bk_lsh_hash {
+    bk_lsh of;
+    int64_t rows, width;
+    const float* vectors;
+    const uint8_t* mask;  /* a row that is dropped has code 0 */
+    int64_t parts, size;  /* transforms of each row, and the length of each, a power of two from 32 on */
+    const float* signs;   /* [heads, 3, parts, size], 1 and -1 */
+    int32_t* codes;
+} bk_lsh_hash;
+
+BK_API int bk_lsh_run_hash(const bk_lsh_hash* call);
+
+/* One side of a sum. */
+typedef struct bk_lsh_side {
+    int64_t rows;
+    const uint8_t* mask;
+    const int32_t* codes;
+} bk_lsh_side;
+
+/* sums[i] = mean over the hashes of the sum of values[j] over all keys j that collide with query i; 0 for a dropped query. */
+typedef struct bk_lsh_sum {
+    bk_lsh of;
+    bk_lsh_side queries, keys;
+    int64_t width;
+    const float* values; /* of the keys */
+    float* sums;         /* of the queries */
+} bk_lsh_sum;
+
+BK_API int bk_lsh_run_sum(const bk_lsh_sum* call);
+
+/* The same, each value times the dot product of the weights of query and key. */
+typedef struct bk_lsh_weighted_sum {
+    bk_lsh of;
+    bk_lsh_side queries, keys;
+    int64_t weight_width, width;
+    const float *query_weights, *key_weights, *values;
+    float* sums;
+} bk_lsh_weighted_sum;
+
+BK_API int bk_lsh_run_weighted_sum(const bk_lsh_weighted_sum* call);
+
+/* With r[i][j], the share of hashes under which i and j collide, and w[i][j] = scale * r[i][j] * (grads[i] . values[j]):
+ * query_grads = w keys, key_grads = w^T queries, value_grads = r^T grads. */
+typedef struct bk_lsh_gradients {
+    bk_lsh of;
+    bk_lsh_side query_side, key_side;
+    int64_t width, value_width;
+    float scale;
+    const float *queries, *keys, *values, *grads;
+    float *query_grads, *key_grads, *value_grads;
+} bk_lsh_gradients;
+
+BK_API int bk_lsh_run_gradients(const bk_lsh_gradients* call);
 
 #ifdef __cplusplus
 }

@@ -58,6 +58,7 @@ constexpr struct {
     int bit;
 } kFeatures[] = {
     {kNeedAvx2, "avx2", kLeaf7Ebx, 5},
+    {kNeedAvx2, "fma", kLeaf1Ecx, 12},
     {kNeedAvxVnni, "avx_vnni", kLeaf7Part1Eax, 4},
     {kNeedAvx512, "avx512f", kLeaf7Ebx, 16},
     {kNeedAvx512, "avx512dq", kLeaf7Ebx, 17},

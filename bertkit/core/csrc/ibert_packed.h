@@ -10,6 +10,7 @@
 
 #include "ibert.h"
 #include "ibert_arithmetic.h"
+#include "memory.h"
 
 namespace bertkit {
 namespace {
@@ -17,7 +18,6 @@ namespace {
 constexpr int64_t kPadding = 64;
 static_assert(kPadding % kLanes == 0 && kPadding % Product::kColumns == 0 && kPadding % Product::kDepthStep == 0);
 
-constexpr int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 constexpr int64_t padded(int64_t columns) { return round_up(columns, kPadding); }
 
 /// The dimensions of an encoder, wherever they are.
@@ -34,27 +34,6 @@ struct Dims : IBertDims {
 
 private:
     const char* head_counts_;
-};
-
-/// Walks through memory in pieces that begin at multiples of 64 bytes from where it began.
-class Walk {
-public:
-    explicit Walk(char* base) : base_(base) {}
-
-    /// The next `count` items, or anything where there is no memory.
-    template <typename Item>
-    Item* take(int64_t count) {
-        Item* items = reinterpret_cast<Item*>(uintptr_t(base_) + uintptr_t(size_));
-        size_ += round_up(count * int64_t(sizeof(Item)), 64);
-        return items;
-    }
-
-    /// Bytes so far.
-    int64_t size() const { return size_; }
-
-private:
-    char* base_;
-    int64_t size_ = 0;
 };
 
 // -- layout ---------------------------------------------------------------------------------------------------------

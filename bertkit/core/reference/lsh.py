@@ -54,8 +54,8 @@ def fast_hash(
         padded = np.pad(x_BNLD, [(0, 0)] * 3 + [(0, padding)])[:, :, :, None, :]
         for step in range(3):
             padded = hadamard_transform(padded * signs[:, step][None, :, None])
-        used = layout.hashes_per_part * hash_code_len
-        bits = (padded[..., :used] > 0).reshape(*x_BNLD.shape[:3], -1, hash_code_len)[..., :num_hash, :]
+        used, hashes = layout.hashes_per_part * hash_code_len, layout.num_part * layout.hashes_per_part
+        bits = (padded[..., :used] > 0).reshape(*x_BNLD.shape[:3], hashes, hash_code_len)[..., :num_hash, :]
         return _codes(bits, mask_BL)
 
     return codes(query_BNLD, query_mask_BL), codes(key_BNSD, key_mask_BS)

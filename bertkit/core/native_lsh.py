@@ -1,0 +1,212 @@
+"""YOSO's hashing and sums by the compiled kernels: `bertkit.core.reference.lsh` says what they compute.
+
+Shape suffixes: B batch, N heads, L queries, S keys, D head size, W weight size, E value size, M hash functions, P parts of
+one fast hash. Masks are bool or uint8; False or 0 drops a row. None drops none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from bertkit.core import native
+from bertkit.core.errors import InputError
+
+Array = np.ndarray
+FLOAT, INT32, BOOL, UINT8 = map(np.dtype, (np.float32, np.int32, np.bool_, np.uint8))
+NO_MEMORY = -8
+"""BK_NO_MEMORY of csrc/bertkit.h."""
+LONGEST_CODE = 24
+"""Bits of the longest codes that the kernels make tables for."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Where the kernels run: the level, how many threads at most, and whose (None: the library's own)."""
+
+    level: str
+    count: int
+    openmp: native.OpenMP | None = None
+
+
+class _Of(ctypes.Structure):
+    """bk_lsh of csrc/bertkit.h; the next ones are bk_lsh_side, bk_lsh_hash and so on."""
+
+    _fields_ = [("level", ctypes.c_int64), ("threads", ctypes.c_int64), ("openmp", ctypes.POINTER(native.OpenMP)),
+                *((name, ctypes.c_int64) for name in ("sequences", "heads", "hashes", "code_bits"))]
+
+
+class _Side(ctypes.Structure):
+    _fields_ = [("rows", ctypes.c_int64), ("mask", ctypes.c_void_p), ("codes", ctypes.c_void_p)]
+
+
+class _Hash(ctypes.Structure):
+    _fields_ = [("of", _Of), ("rows", ctypes.c_int64), ("width", ctypes.c_int64), ("vectors", ctypes.c_void_p),
+                ("mask", ctypes.c_void_p), ("parts", ctypes.c_int64), ("size", ctypes.c_int64), ("signs", ctypes.c_void_p),
+                ("codes", ctypes.c_void_p)]
+
+
+class _Sum(ctypes.Structure):
+    _fields_ = [("of", _Of), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64), ("values", ctypes.c_void_p),
+                ("sums", ctypes.c_void_p)]
+
+
+class _WeightedSum(ctypes.Structure):
+    _fields_ = [("of", _Of), ("queries", _Side), ("keys", _Side), ("weight_width", ctypes.c_int64), ("width", ctypes.c_int64),
+                *((name, ctypes.c_void_p) for name in ("query_weights", "key_weights", "values", "sums"))]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [("of", _Of), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64), ("value_width", ctypes.c_int64),
+                ("scale", ctypes.c_float),
+                *((name, ctypes.c_void_p) for name in ("query_rows", "key_rows", "values", "grads", "query_grads", "key_grads",
+                                                       "value_grads"))]
+
+
+def fast_hash(
+    vectors_BNLD: Array, mask_BL: Array | None, num_hash: int, hash_code_len: int, signs_N3PD: Array, threads: Threads,
+) -> Array:
+    """Hash by the signs of three Hadamard transforms.
+
+    Returns:
+        Codes `[B, N, L, M]`, int32.
+
+    Raises:
+        InputError: the arrays do not fit together.
+    """
+    batch, heads, rows, width = vectors_BNLD.shape
+    parts, size = signs_N3PD.shape[2:]
+    arrays = _Arrays()
+    codes = np.empty((batch, heads, rows, num_hash), np.int32)
+    call = _Hash(
+        of=_of(vectors_BNLD, num_hash, hash_code_len, threads), rows=rows, width=width,
+        vectors=arrays.address("vectors", vectors_BNLD, FLOAT, (batch, heads, rows, width)),
+        mask=arrays.mask("mask", mask_BL, (batch, rows)), parts=parts, size=size,
+        signs=arrays.address("signs", signs_N3PD, FLOAT, (heads, 3, parts, size)), codes=codes.ctypes.data)
+    arrays.check()
+    _run("bk_lsh_run_hash", call)
+    return codes
+
+
+def cumulation(
+    query_mask_BL: Array | None, query_codes_BNLM: Array, key_mask_BS: Array | None, key_codes_BNSM: Array, value_BNSE: Array,
+    hash_code_len: int, threads: Threads,
+) -> Array:
+    """Sum the values of the keys that collide with each query, averaged over the hash functions.
+
+    Returns:
+        `[B, N, L, E]`, float32.
+
+    Raises:
+        InputError: a code is outside of its table, or the arrays do not fit together.
+    """
+    arrays = _Arrays()
+    width = value_BNSE.shape[3]
+    sums = np.empty((*query_codes_BNLM.shape[:3], width), np.float32)
+    call = _Sum(
+        of=_of(query_codes_BNLM, query_codes_BNLM.shape[3], hash_code_len, threads),
+        queries=arrays.side("query", query_mask_BL, query_codes_BNLM),
+        keys=arrays.side("key", key_mask_BS, key_codes_BNSM), width=width,
+        values=arrays.address("value", value_BNSE, FLOAT, (*key_codes_BNSM.shape[:3], width)), sums=sums.ctypes.data)
+    arrays.check()
+    _run("bk_lsh_run_sum", call)
+    return sums
+
+
+def weighted_cumulation(
+    query_mask_BL: Array | None, query_codes_BNLM: Array, query_weight_BNLW: Array, key_mask_BS: Array | None,
+    key_codes_BNSM: Array, key_weight_BNSW: Array, value_BNSE: Array, hash_code_len: int, threads: Threads,
+) -> Array:
+    """The same, each value times the dot product of the query's and the key's weights.
+
+    Returns:
+        `[B, N, L, E]`, float32.
+
+    Raises:
+        InputError: a code is outside of its table, or the arrays do not fit together.
+    """
+    arrays = _Arrays()
+    queries, keys, weight_width, width = (
+        query_codes_BNLM.shape[:3], key_codes_BNSM.shape[:3], query_weight_BNLW.shape[3], value_BNSE.shape[3])
+    sums = np.empty((*queries, width), np.float32)
+    call = _WeightedSum(
+        of=_of(query_codes_BNLM, query_codes_BNLM.shape[3], hash_code_len, threads),
+        queries=arrays.side("query", query_mask_BL, query_codes_BNLM),
+        keys=arrays.side("key", key_mask_BS, key_codes_BNSM), weight_width=weight_width, width=width,
+        query_weights=arrays.address("query_weight", query_weight_BNLW, FLOAT, (*queries, weight_width)),
+        key_weights=arrays.address("key_weight", key_weight_BNSW, FLOAT, (*keys, weight_width)),
+        values=arrays.address("value", value_BNSE, FLOAT, (*keys, width)), sums=sums.ctypes.data)
+    arrays.check()
+    _run("bk_lsh_run_weighted_sum", call)
+    return sums
+
+
+def sampling_gradients(
+    query_BNLD: Array, key_BNSD: Array, value_BNSE: Array, query_mask_BL: Array | None, key_mask_BS: Array | None,
+    query_codes_BNLM: Array, key_codes_BNSM: Array, grad_BNLE: Array, hash_code_len: int, threads: Threads,
+) -> tuple[Array, Array, Array]:
+    """The sampled gradients of YOSO's attention with respect to query, key and value.
+
+    Returns:
+        Three arrays, float32, of the shapes of query, key and value.
+
+    Raises:
+        InputError: a code is outside of its table, or the arrays do not fit together.
+    """
+    arrays = _Arrays()
+    queries, keys = query_codes_BNLM.shape[:3], key_codes_BNSM.shape[:3]
+    width, value_width = query_BNLD.shape[3], value_BNSE.shape[3]
+    outputs = [np.empty(shape, np.float32) for shape in ((*queries, width), (*keys, width), (*keys, value_width))]
+    call = _Gradients(
+        of=_of(query_codes_BNLM, query_codes_BNLM.shape[3], hash_code_len, threads),
+        queries=arrays.side("query", query_mask_BL, query_codes_BNLM),
+        keys=arrays.side("key", key_mask_BS, key_codes_BNSM), width=width, value_width=value_width, scale=hash_code_len / 2,
+        query_rows=arrays.address("query", query_BNLD, FLOAT, (*queries, width)),
+        key_rows=arrays.address("key", key_BNSD, FLOAT, (*keys, width)),
+        values=arrays.address("value", value_BNSE, FLOAT, (*keys, value_width)),
+        grads=arrays.address("grad", grad_BNLE, FLOAT, (*queries, value_width)),
+        **dict(zip(("query_grads", "key_grads", "value_grads"), (x.ctypes.data for x in outputs), strict=True)))
+    arrays.check()
+    _run("bk_lsh_run_gradients", call)
+    return outputs[0], outputs[1], outputs[2]
+
+
+class _Arrays:
+    """The arrays of a call: what is wrong with them, and that they live as long as it."""
+
+    def __init__(self) -> None:
+        self._kept: list[Array] = []
+        self._problems: list[str] = []
+
+    def address(self, name: str, array: Array, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+        if array.dtype != dtype or array.shape != shape:
+            self._problems.append(f"{name}: got {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
+        self._kept.append(np.ascontiguousarray(array))
+        return self._kept[-1].ctypes.data
+
+    def mask(self, name: str, mask: Array | None, shape: tuple[int, ...]) -> int | None:
+        return None if mask is None else self.address(name, mask, BOOL if mask.dtype == BOOL else UINT8, shape)
+
+    def side(self, name: str, mask: Array | None, codes: Array) -> _Side:
+        batch, _, rows, _ = codes.shape
+        return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)),
+                     self.address(f"{name}_codes", codes, INT32, codes.shape))
+
+    def check(self) -> None:
+        if self._problems:
+            raise InputError("the arrays of YOSO's kernels do not fit together", self._problems)
+
+
+def _of(array_BN: Array, num_hash: int, hash_code_len: int, threads: Threads) -> _Of:
+    return _Of(native.LEVELS.index(threads.level), threads.count, threads.openmp and ctypes.pointer(threads.openmp),
+               array_BN.shape[0], array_BN.shape[1], num_hash, hash_code_len)
+
+
+def _run(function: str, call: ctypes.Structure) -> None:
+    functions = native.library().functions
+    result = getattr(functions, function)(ctypes.byref(call))
+    if result < 0:
+        text = f"{function}: {functions.bk_error(result).decode()}"
+        raise MemoryError(text) if result == NO_MEMORY else InputError(text)
