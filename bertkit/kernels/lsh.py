@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertkit.core.hashing import hash_layout
+from bertkit.kernels import native
 
 LONGEST_PAIRWISE = 8192
 """Up to this length, sampled gradients compare all pairs of codes (in blocks): quadratic, but faster."""
@@ -271,6 +272,8 @@ def _operator(name: str) -> Callable[[Callable], torch.library.CustomOpDef]:
 def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs: Tensor) -> Tensor:
     batch, heads, count, head_dim = x.shape
     layout = hash_layout(head_dim, num_hash, hash_code_len)
+    if native.serves_lsh(x, hash_code_len):
+        return native.fast_codes(x, mask, num_hash, hash_code_len, signs)
     size, parts, used = layout.padded_dim, layout.num_part, layout.hashes_per_part * hash_code_len
     # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
     x_GDL = F.pad(_kept(x, mask).float().mT, (0, 0, 0, size - head_dim))
@@ -283,19 +286,20 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
                 block = _hadamard_transform(block * signs_G3PD1[groups, step])
             bits_GMTL = (block[:, :, :used] > 0).unflatten(2, (-1, hash_code_len)).flatten(1, 2)[:, :num_hash]
             codes_GML[groups, :, columns] = _codes(bits_GMTL)
-    return _finished(codes_GML.mT, mask, 1, torch.int32)
+    return _finished(codes_GML.mT, mask, 1, torch.int32).contiguous()
 
 
 @_fast_codes.register_fake
 def _(x, mask, num_hash, hash_code_len, signs):
-    batch, heads, count, _ = x.shape
-    return x.new_empty(batch, heads, num_hash, count, dtype=torch.int32).mT
+    return x.new_empty(*x.shape[:3], num_hash, dtype=torch.int32)
 
 
 @_operator("lsh_cumulation")
 def _cumulate(
     query_mask: Tensor, query_codes: Tensor, key_mask: Tensor, key_codes: Tensor, value: Tensor, capacity: int
 ) -> Tensor:
+    if native.serves_lsh(value, _bits(capacity)):
+        return native.cumulate(query_mask, query_codes, key_mask, key_codes, value, _bits(capacity))
     batch, heads, _, width = value.shape
     queries, num_hash = query_codes.shape[2:]
     value_GSE = _kept(value, key_mask)
@@ -335,6 +339,10 @@ def _cumulate_weighted(
     query_mask: Tensor, query_codes: Tensor, query_weight: Tensor, key_mask: Tensor, key_codes: Tensor,
     key_weight: Tensor, value: Tensor, capacity: int,
 ) -> Tensor:
+    if native.serves_lsh(value, _bits(capacity)):
+        return native.cumulate_weighted(
+            query_mask, query_codes, query_weight, key_mask, key_codes, key_weight, value, _bits(capacity)
+        )
     batch, heads, _, width = value.shape
     queries, num_hash = query_codes.shape[2:]
     # The row of zeros behind the last one fills up the tiles.
@@ -467,6 +475,10 @@ def _sampling_gradients(
     def weights(rows: slice) -> Tensor:
         return _collision_rate(query_codes_GLM[:, rows], key_codes_GSM)
 
+    if native.serves_lsh(query, hash_code_len):
+        return native.sampling_gradients(
+            query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len
+        )
     if query.shape[2] * key.shape[2] <= LONGEST_PAIRWISE**2:
         # Narrow codes are compared faster.
         narrow = torch.int16 if max(2**hash_code_len, query_codes.shape[3]) < 2**15 else torch.int32
@@ -492,6 +504,11 @@ def _(query, key, value, query_mask, key_mask, query_codes, key_codes, grad, has
 def _codes(bits_GMTL: Tensor) -> Tensor:
     weights_T = 2 ** torch.arange(bits_GMTL.shape[2], dtype=torch.int32, device=bits_GMTL.device)
     return (bits_GMTL * weights_T[:, None]).sum(dim=2, dtype=torch.int32)
+
+
+def _bits(capacity: int) -> int:
+    """Of the codes of a table with so many buckets."""
+    return max(1, (capacity - 1).bit_length())
 
 
 def _wide(x: Tensor) -> Tensor:

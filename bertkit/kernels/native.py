@@ -3,7 +3,8 @@
 The operators are declared to PyTorch from Python and call a library that knows nothing of it, so one library serves
 every version. They run on the CPU, on PyTorch's own threads. `bertkit.core.native` chooses the level.
 
-Shape suffixes: B batch, L length, E width.
+Shape suffixes: B batch, L length, E width; those of YOSO are explained in `bertkit.kernels.lsh`, whose operators run here
+where they can.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bertkit.core import native, native_ibert
+from bertkit.core import native, native_ibert, native_lsh
 
 _OPERATORS = torch.library.Library("bertkit", "FRAGMENT")
 _OPERATORS.define(
@@ -71,3 +73,65 @@ _OPERATORS.impl("ibert_encode", _ibert_encode, "CPU")
 @torch.library.register_fake("bertkit::ibert_encode", lib=_OPERATORS)
 def _(packed, words, types, positions, word_ids, type_ids, position_ids, mask, states):
     return words.new_empty(states, *word_ids.shape, words.shape[1])
+
+
+# ---- YOSO --------------------------------------------------------------------------------
+
+
+def serves_lsh(vectors: Tensor, hash_code_len: int) -> bool:
+    """Whether compiled kernels take these: on the CPU, not in float64, with tables that they are made for."""
+    return (vectors.device.type == "cpu" and vectors.dtype != torch.float64
+            and hash_code_len <= native_lsh.LONGEST_CODE and native.level() != native.PORTABLE)
+
+
+def fast_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
+    """Codes by signed Hadamard transforms, `[B, N, L, M]`, int32."""
+    return torch.from_numpy(native_lsh.fast_hash(
+        _floats(x_BNLD), _mask(mask_BL), num_hash, hash_code_len, _floats(signs_N3PD), _threads()))
+
+
+def cumulate(
+    query_mask_BL: Tensor, query_codes_BNLM: Tensor, key_mask_BS: Tensor, key_codes_BNSM: Tensor, value_BNSE: Tensor,
+    hash_code_len: int,
+) -> Tensor:
+    """Sums over colliding keys, `[B, N, L, E]`, of the dtype of the values."""
+    sums = native_lsh.cumulation(
+        _mask(query_mask_BL), query_codes_BNLM.numpy(), _mask(key_mask_BS), key_codes_BNSM.numpy(), _floats(value_BNSE),
+        hash_code_len, _threads())
+    return torch.from_numpy(sums).to(value_BNSE.dtype)
+
+
+def cumulate_weighted(
+    query_mask_BL: Tensor, query_codes_BNLM: Tensor, query_weight_BNLW: Tensor, key_mask_BS: Tensor, key_codes_BNSM: Tensor,
+    key_weight_BNSW: Tensor, value_BNSE: Tensor, hash_code_len: int,
+) -> Tensor:
+    """The same with weights, `[B, N, L, E]`, of the dtype of the values."""
+    sums = native_lsh.weighted_cumulation(
+        _mask(query_mask_BL), query_codes_BNLM.numpy(), _floats(query_weight_BNLW), _mask(key_mask_BS), key_codes_BNSM.numpy(),
+        _floats(key_weight_BNSW), _floats(value_BNSE), hash_code_len, _threads())
+    return torch.from_numpy(sums).to(value_BNSE.dtype)
+
+
+def sampling_gradients(
+    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor,
+    query_codes_BNLM: Tensor, key_codes_BNSM: Tensor, grad_BNLE: Tensor, hash_code_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sampled gradients of query, key and value, each of its dtype."""
+    inputs = query_BNLD, key_BNSD, value_BNSE
+    grads = native_lsh.sampling_gradients(
+        *map(_floats, inputs), _mask(query_mask_BL), _mask(key_mask_BS), query_codes_BNLM.numpy(), key_codes_BNSM.numpy(),
+        _floats(grad_BNLE), hash_code_len, _threads())
+    query, key, value = (torch.from_numpy(grad).to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
+    return query, key, value
+
+
+def _floats(x: Tensor) -> np.ndarray:
+    return x.float().contiguous().numpy()
+
+
+def _mask(mask: Tensor) -> np.ndarray:
+    return (mask != 0).numpy()
+
+
+def _threads() -> native_lsh.Threads:
+    return native_lsh.Threads(native.level(), torch.get_num_threads(), _openmp())

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from bertkit.core.hashing import hash_layout
+from bertkit_tf.kernels import native
 
 LONGEST_PAIRWISE = 2048
 """Up to this length, sampled gradients compare all pairs of codes (in blocks): quadratic, but faster."""
@@ -297,6 +298,8 @@ def yoso_sampling(
 
 def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
     layout = hash_layout(x.shape[-1], num_hash, hash_code_len)
+    if native.serves_lsh(x, hash_code_len):
+        return native.fast_codes(x, mask, num_hash, hash_code_len, signs_N3PD)
     batch, heads, count, head_dim = _sizes(x)
     # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
     x_GDL = tf.linalg.matrix_transpose(tf.cast(_kept(x, mask), tf.float32))
@@ -319,6 +322,8 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
 def _cumulate(
     query_mask: Tensor, query_codes: Tensor, key_mask: Tensor, key_codes: Tensor, value: Tensor, capacity: int
 ) -> Tensor:
+    if native.serves_lsh(value, _bits(capacity)):
+        return native.cumulate(query_mask, query_codes, key_mask, key_codes, value, _bits(capacity))
     batch, heads, _, width = _sizes(value)
     queries, num_hash = _sizes(query_codes)[2:]
     value_RE = tf.reshape(_kept(value, key_mask), (-1, width))
@@ -343,6 +348,10 @@ def _cumulate_weighted(
     query_mask: Tensor, query_codes: Tensor, query_weight: Tensor, key_mask: Tensor, key_codes: Tensor,
     key_weight: Tensor, value: Tensor, capacity: int,
 ) -> Tensor:
+    if native.serves_lsh(value, _bits(capacity)):
+        return native.cumulate_weighted(
+            query_mask, query_codes, query_weight, key_mask, key_codes, key_weight, value, _bits(capacity)
+        )
     batch, heads, _, width = _sizes(value)
     queries, num_hash = _sizes(query_codes)[2:]
     # The row of zeros behind the last one fills up the tiles.
@@ -445,6 +454,10 @@ def _sampling_gradients(
             capacity) * scale, key.dtype), tf.cast(_cumulate(*keys, *queries, grad, capacity), value.dtype),
         )
 
+    if native.serves_lsh(query, hash_code_len):
+        return native.sampling_gradients(
+            query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len
+        )
     pairs = _sizes(query)[2] * _sizes(key)[2]
     if tf.is_tensor(pairs):
         return tf.cond(pairs <= LONGEST_PAIRWISE**2, pairwise, tables)
@@ -458,6 +471,11 @@ def _sizes(x: Tensor) -> list[int | Tensor]:
     """The sizes of all axes: numbers where they are known, tensors where not."""
     dynamic = tf.shape(x)
     return [dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)]
+
+
+def _bits(capacity: int) -> int:
+    """Of the codes of a table with so many buckets."""
+    return max(1, (capacity - 1).bit_length())
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ The operations are registered through TensorFlow's C interface by a library that
 library serves every version. They run on the CPU, with as many threads as TensorFlow uses for one operation. XLA and
 saved models know nothing of them: those take portable code. `bertkit.core.native` chooses the level.
 
-Shape suffixes: B batch, L length, E width.
+Shape suffixes: B batch, L length, E width; those of YOSO are explained in `bertkit_tf.kernels.lsh`, whose operations run here
+where they can.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
-from bertkit.core import native
+from bertkit.core import native, native_lsh
 from bertkit.core.errors import BackendError
 
 NO_MASK = np.zeros((0, 0), np.uint8)
@@ -69,6 +70,79 @@ def ibert_encode(
         mask=mask_BL, states=states, threads=threads())
     hidden.set_shape([states, None, None, None])
     return hidden
+
+
+# ---- YOSO --------------------------------------------------------------------------------
+
+
+@tf.autograph.experimental.do_not_convert
+def serves_lsh(vectors: Tensor, hash_code_len: int) -> bool:
+    """Whether compiled kernels take these: on the CPU, not in float64, with tables that they are made for."""
+    return (vectors.dtype != tf.float64 and hash_code_len <= native_lsh.LONGEST_CODE
+            and not tf.config.list_logical_devices("GPU") and level() != native.PORTABLE)
+
+
+def fast_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
+    """Codes by signed Hadamard transforms, `[B, N, L, M]`, int32."""
+    codes = _operations().bertkit_lsh_hash(
+        vectors=_floats(x_BNLD), mask=_mask(mask_BL), signs=_floats(signs_N3PD), hashes=num_hash, **_where(hash_code_len))
+    return _of_shape(codes, *x_BNLD.shape[:3], num_hash)
+
+
+def cumulate(
+    query_mask_BL: Tensor, query_codes_BNLM: Tensor, key_mask_BS: Tensor, key_codes_BNSM: Tensor, value_BNSE: Tensor,
+    hash_code_len: int,
+) -> Tensor:
+    """Sums over colliding keys, `[B, N, L, E]`, of the dtype of the values."""
+    sums = _operations().bertkit_lsh_sum(
+        query_mask=_mask(query_mask_BL), query_codes=query_codes_BNLM, key_mask=_mask(key_mask_BS), key_codes=key_codes_BNSM,
+        values=_floats(value_BNSE), **_where(hash_code_len))
+    return tf.cast(_of_shape(sums, *query_codes_BNLM.shape[:3], value_BNSE.shape[3]), value_BNSE.dtype)
+
+
+def cumulate_weighted(
+    query_mask_BL: Tensor, query_codes_BNLM: Tensor, query_weight_BNLW: Tensor, key_mask_BS: Tensor, key_codes_BNSM: Tensor,
+    key_weight_BNSW: Tensor, value_BNSE: Tensor, hash_code_len: int,
+) -> Tensor:
+    """The same with weights, `[B, N, L, E]`, of the dtype of the values."""
+    sums = _operations().bertkit_lsh_weighted_sum(
+        query_mask=_mask(query_mask_BL), query_codes=query_codes_BNLM, query_weights=_floats(query_weight_BNLW),
+        key_mask=_mask(key_mask_BS), key_codes=key_codes_BNSM, key_weights=_floats(key_weight_BNSW),
+        values=_floats(value_BNSE), **_where(hash_code_len))
+    return tf.cast(_of_shape(sums, *query_codes_BNLM.shape[:3], value_BNSE.shape[3]), value_BNSE.dtype)
+
+
+def sampling_gradients(
+    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor,
+    query_codes_BNLM: Tensor, key_codes_BNSM: Tensor, grad_BNLE: Tensor, hash_code_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sampled gradients of query, key and value, each of its dtype."""
+    grads = _operations().bertkit_lsh_gradients(
+        queries=_floats(query_BNLD), keys=_floats(key_BNSD), values=_floats(value_BNSE), query_mask=_mask(query_mask_BL),
+        key_mask=_mask(key_mask_BS), query_codes=query_codes_BNLM, key_codes=key_codes_BNSM, grads=_floats(grad_BNLE),
+        **_where(hash_code_len))
+    query, key, value = (
+        tf.cast(_of_shape(grad, *x.shape), x.dtype) for grad, x in zip(grads, (query_BNLD, key_BNSD, value_BNSE), strict=True))
+    return query, key, value
+
+
+def _floats(x: Tensor) -> Tensor:
+    return tf.cast(x, tf.float32)
+
+
+def _mask(mask: Tensor) -> Tensor:
+    return tf.cast(mask != 0, tf.uint8)
+
+
+def _of_shape(x: Tensor, *shape: int | None) -> Tensor:
+    return tf.ensure_shape(x, shape)
+
+
+def _where(hash_code_len: int) -> dict[str, int]:
+    return {"level": native.LEVELS.index(native.level()), "threads": threads(), "code_bits": hash_code_len}
+
+
+# ---- what both need ----------------------------------------------------------------------
 
 
 def threads() -> int:
