@@ -3,8 +3,8 @@
     python examples/quantization.py [--framework torch|tf|both] [--data DIRECTORY]
 
 all-MiniLM-L6-v2 (semantic_search.py fetches it) becomes an I-BERT. Its integers have to find the same sentences as the float
-model. Then it learns to tell praise from blame: in float, and its integers are measured; with simulated integers for a little
-longer, and they are measured again.
+model. Then it learns to tell praise from blame: in float, and its integers are measured; with simulated integers it learns to
+answer as it did in float, and they are measured again.
 
 DIRECTORY has train.tsv and dev.tsv: a line of titles, then on each line a label, 0 or 1, a tab, and a sentence. The figures of
 the documentation come from the sentence polarity dataset v1.0, https://www.cs.cornell.edu/people/pabo/movie-review-data/.
@@ -34,13 +34,14 @@ EPOCHS, RATE = 2, 1e-4
 """Training in float."""
 
 INTEGER_STEPS, INTEGER_RATE = 128, 1e-5
-"""Training with simulated integers: half an epoch, in small steps."""
+"""Training with simulated integers: half an epoch, in small steps. It learns from the probabilities that the float model gives,
+not from the labels, which it has seen often enough: more of them change answers for other reasons than integers."""
 
 CALIBRATION = 512
 """Sentences that show the model its ranges; their labels are not used."""
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
-"""Inputs and labels."""
+"""Inputs and labels, or inputs and the probabilities of labels."""
 
 
 def main() -> int:
@@ -151,17 +152,20 @@ def learn_in_torch(directory: Path, calibrated: Path, train: list[Batch], dev: l
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=len(batches))
-        for inputs, labels in tqdm(batches, "training"):
-            loss = model(**tensors(inputs), labels=torch.from_numpy(labels)).loss
+        for inputs, targets in tqdm(batches, "training"):
+            loss = torch.nn.functional.cross_entropy(model(**tensors(inputs)).logits, torch.from_numpy(targets))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         model.eval()
 
-    def accuracy(model: torch.nn.Module) -> float:
+    def answered(model: torch.nn.Module, batches: list[Batch]) -> list[Batch]:
         with torch.inference_mode():
-            right = [model(**tensors(inputs)).logits.argmax(-1).numpy() == labels for inputs, labels in dev]
+            return [(inputs, model(**tensors(inputs)).logits.softmax(-1).numpy()) for inputs, _ in batches]
+
+    def accuracy(model: torch.nn.Module) -> float:
+        right = [found.argmax(-1) == labels for (_, found), (_, labels) in zip(answered(model, dev), dev, strict=True)]
         return float(np.concatenate(right).mean())
 
     torch.manual_seed(seed)
@@ -175,7 +179,7 @@ def learn_in_torch(directory: Path, calibrated: Path, train: list[Batch], dev: l
     model.save_pretrained(calibrated)
     simulated = IBertForSequenceClassification.from_pretrained(calibrated, quant_mode=True)
     with frozen_statistics(simulated):  # the ranges of the calibration stay
-        fit(simulated, shuffled(train, 1, seed)[:INTEGER_STEPS], INTEGER_RATE)
+        fit(simulated, answered(model, shuffled(train, 1, seed)[:INTEGER_STEPS]), INTEGER_RATE)
     return [in_float, directly, accuracy(freeze(simulated))]
 
 
@@ -187,22 +191,26 @@ def learn_in_tensorflow(directory: Path, calibrated: Path, train: list[Batch], d
     from bertkit_tf import TFIBertForSequenceClassification, calibrate, freeze
     from bertkit_tf.quantization import frozen_statistics
 
-    def fit(model: keras.Model, batches: list[Batch], rate: float) -> None:
-        matrix, vector = tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None], tf.int64)
-        signature = dict.fromkeys(batches[0][0], matrix), vector
+    def fit(model: keras.Model, batches: list[Batch], rate: float, loss: keras.Loss) -> None:
+        inputs, targets = batches[0]
+        ids, target = tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None] * targets.ndim, targets.dtype)
+        signature = dict.fromkeys(inputs, ids), target
         data = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
         data = data.apply(tf.data.experimental.assert_cardinality(len(batches)))  # so that the progress has an end
         schedule = keras.optimizers.schedules.PolynomialDecay(rate, len(batches), 0.0)
-        model.compile(optimizer=keras.optimizers.AdamW(schedule), jit_compile=False)
+        model.compile(optimizer=keras.optimizers.AdamW(schedule), loss=loss, jit_compile=False)
         model.fit(data, shuffle=False)
 
+    def answered(model: keras.Model, batches: list[Batch]) -> list[Batch]:
+        return [(inputs, keras.ops.softmax(model(inputs).logits).numpy()) for inputs, _ in batches]
+
     def accuracy(model: keras.Model) -> float:
-        right = [model(inputs).logits.numpy().argmax(-1) == labels for inputs, labels in dev]
+        right = [found.argmax(-1) == labels for (_, found), (_, labels) in zip(answered(model, dev), dev, strict=True)]
         return float(np.concatenate(right).mean())
 
     keras.utils.set_random_seed(seed)
     model = TFIBertForSequenceClassification.from_pretrained(directory, num_labels=2)
-    fit(model, shuffled(train, EPOCHS, seed), RATE)
+    fit(model, shuffled(train, EPOCHS, seed), RATE, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     in_float = accuracy(model)
 
     calibrate(model, [inputs for inputs, _ in shuffled(train, 1, seed)[:CALIBRATION // BATCH]])
@@ -211,7 +219,8 @@ def learn_in_tensorflow(directory: Path, calibrated: Path, train: list[Batch], d
     model.save_pretrained(calibrated)
     simulated = TFIBertForSequenceClassification.from_pretrained(calibrated, quant_mode=True)
     with frozen_statistics(simulated):
-        fit(simulated, shuffled(train, 1, seed)[:INTEGER_STEPS], INTEGER_RATE)
+        fit(simulated, answered(model, shuffled(train, 1, seed)[:INTEGER_STEPS]), INTEGER_RATE,
+            keras.losses.CategoricalCrossentropy(from_logits=True))
     return [in_float, directly, accuracy(freeze(simulated))]
 
 
