@@ -7,13 +7,15 @@ transformers' RoBERTa in the form that is fastest for them, without masks; ours 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bertkit.bench.engines import CompiledTorch, CTranslate2, Engine, OnnxRuntime, OpenVino, TensorFlow, Torch
-from bertkit.bench.subjects import Setup, Subject, largest_shares, token_ids
+from bertkit.bench.report import draw_bars
+from bertkit.bench.subjects import PRECISIONS, Setup, Subject, largest_shares, token_ids
 from bertkit.core.ibert import IBERT, IBertConfig
 from bertkit.core.native import LEVELS, PORTABLE
 
@@ -30,15 +32,40 @@ PHASES = ("embeddings", "query, key, value", "attention", "attention's output", 
 """bk_ibert_phase of csrc/bertkit.h."""
 
 
-def operations(config: dict[str, Any], batch: int, length: int) -> int:
-    """Multiplications and additions of all layers' products.
+LENGTHS, BATCHES = [32, 128, 384, 512], [1, 8, 32]
+"""What is measured where nothing else is asked for."""
+
+
+def make_setup(directory: str, threads: int, layers: int) -> Setup:
+    """The model of a run."""
+    config = IBertConfig(**ROBERTA, num_hidden_layers=layers).to_dict()
+    return Setup(directory, threads, config, weights(config))
+
+
+def longest(config: dict[str, Any]) -> int:
+    """Tokens of the longest sequence."""
+    return config["max_position_embeddings"] - 2
+
+
+def title(found: Mapping[str, Any]) -> str:
+    """What stands above the picture."""
+    return (f"I-BERT beside other engines: speed-up over {found['baseline']}, {found['threads']} threads, "
+            f"{found['machine']['cpu']}")
+
+
+draw = draw_bars
+
+
+def work(subject: Subject, config: dict[str, Any], batch: int, length: int) -> tuple[int, int]:
+    """Multiplications and additions of all layers' products, and the bytes of their weights.
 
     Example:
-        >>> operations(IBertConfig().to_dict(), 1, 128) / 1e9
+        >>> work(SUBJECTS[BASELINE], IBertConfig().to_dict(), 1, 128)[0] / 1e9
         22.347251712
     """
     width, layers = config["hidden_size"], config["num_hidden_layers"]
-    return batch * length * (2 * weights(config) + layers * 4 * length * width)
+    operations = batch * length * (2 * weights(config) + layers * 4 * length * width)
+    return operations, weights(config) * PRECISIONS[subject.precision]
 
 
 def weights(config: dict[str, Any]) -> int:

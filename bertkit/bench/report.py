@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertkit.commands.terminal import format_size, format_table
 from bertkit.core.errors import BackendError, InputError
 
@@ -37,7 +39,7 @@ def heading(found: Found) -> str:
 def ending(found: Found) -> str:
     """What stands below the tables: what the engines really ran in, and which are absent."""
     absent = [f"  {name}: {reason}" for name, reason in found["absent"].items()]
-    return "\n".join([*evidence(found["shapes"]), *(["absent:", *absent] if absent else [])])
+    return "\n".join([*growth_as_text(found["shapes"]), *evidence(found["shapes"]), *(["absent:", *absent] if absent else [])])
 
 
 def shape_as_text(shape: Found) -> str:
@@ -125,7 +127,7 @@ def check_picture(file: str) -> None:
         raise BackendError("matplotlib is not installed", remedy="Install it with: pip install 'bertkit[bench]'")
 
 
-def draw(found: Found, file: str, title: str) -> None:
+def draw_bars(found: Found, file: str, title: str) -> None:
     """Draw a panel for each shape: a bar for each engine, as long as its speed-up over the baseline, with its time.
 
     Args:
@@ -148,6 +150,76 @@ def draw(found: Found, file: str, title: str) -> None:
     axes[0][0].set_ylim(len(names) - 0.4, -0.6)  # the panels share it
     handles = [_patch(color, kind) for kind, color in COLORS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS), frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(file, dpi=150)
+
+
+GROWS_FROM = 2048
+"""The length from which on growth is fitted: what is shorter is overhead, too."""
+
+
+def growth(shapes: Sequence[Found]) -> dict[str, dict[str, float]]:
+    """How time and memory grow with the length: for each engine the exponents of the powers that fit best.
+
+    Example:
+        >>> shapes = [{"batch": 1, "length": n, "subjects": [{"title": "a", "seconds": n * n / 1e9, "peak_bytes": n * 100}]}
+        ...           for n in (2048, 4096, 8192)]
+        >>> {name: round(value, 3) for name, value in growth(shapes)["a"].items()}
+        {'seconds': 2.0, 'peak_bytes': 1.0}
+    """
+    found: dict[str, dict[str, float]] = {}
+    long = [shape for shape in shapes if shape["length"] >= GROWS_FROM]
+    for title, points in _by_title(long).items():
+        if len({length for length, _ in points}) >= 3:
+            lengths = np.log([length for length, _ in points])
+            found[title] = {kind: float(np.polyfit(lengths, np.log([row[kind] for _, row in points]), 1)[0])
+                            for kind in ("seconds", "peak_bytes")}
+    return found
+
+
+def growth_as_text(shapes: Sequence[Found]) -> list[str]:
+    """The exponents of `growth` as lines; none where there are too few lengths."""
+    rows = [[title, *(f"{exponent:.2f}" for exponent in exponents.values())] for title, exponents in growth(shapes).items()]
+    return [f"growth with the length, from {GROWS_FROM:,} on, as its power:",
+            format_table(("engine", "time", "memory"), rows, right=(1, 2))] if rows else []
+
+
+def _by_title(shapes: Sequence[Found]) -> dict[str, list[tuple[int, Found]]]:
+    points: dict[str, list[tuple[int, Found]]] = {}
+    for shape in shapes:
+        for row in shape["subjects"]:
+            if "seconds" in row:
+                points.setdefault(row["title"], []).append((shape["length"], row))
+    return points
+
+
+def draw_growth(found: Found, file: str, title: str) -> None:
+    """Draw time and memory over the length, a line for each engine, forward and in training apart.
+
+    Args:
+        found: what `measure` returned.
+        file: where to, .svg, .png or .pdf.
+        title: what stands above it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    for title_of_row, points in _by_title(found["shapes"]).items():
+        column = int(title_of_row.endswith(", train"))
+        for panel, kind, unit in ((axes[0][column], "seconds", 1e3), (axes[1][column], "peak_bytes", 1e-6)):
+            panel.plot([length for length, _ in points], [row[kind] * unit for _, row in points],
+                       marker="o" if points[0][1]["ours"] else "s", linestyle="-" if points[0][1]["ours"] else "--",
+                       label=title_of_row.removesuffix(", train"))
+    for column, name in enumerate(("forward", "forward and backward")):
+        for panel, label in ((axes[0][column], "ms"), (axes[1][column], "MB")):
+            panel.set_xscale("log", base=2)
+            panel.set(yscale="log", ylabel=label)
+            panel.grid(alpha=0.3)
+        axes[0][column].set_title(name, fontsize=10)
+        axes[1][column].set_xlabel("length")
+        if axes[0][column].lines:
+            axes[0][column].legend(fontsize=7, frameon=False)
     figure.suptitle(title, fontsize=11)
     figure.savefig(file, dpi=150)
 

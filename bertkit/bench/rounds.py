@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bertkit.bench.machine import RATES, describe
-from bertkit.bench.subjects import PRECISIONS, Setup, Subject
+from bertkit.bench.subjects import Setup, Subject
 from bertkit.core.native import cores
 from bertkit.core.progress import progress
 
@@ -126,7 +126,7 @@ def measure(module: str, subjects: Sequence[Subject], setup: Setup, shapes: Sequ
     """Measure subjects side by side.
 
     Args:
-        module: their suite, a module with `SUBJECTS`, `ARTEFACTS`, `BASELINE`, `PACKAGES` and `operations`.
+        module: their suite, a module with `SUBJECTS`, `ARTEFACTS`, `BASELINE`, `PACKAGES` and `work`.
         subjects: which of them.
         setup: what they share.
         shapes: batch and length of each comparison.
@@ -208,7 +208,6 @@ def measure_shape(workers: Mapping[str, Worker], suite: Any, setup: Setup, shape
     expected = prepare_all(ready, setup, shape, failed)
     turns = take_turns({name: workers[name] for name in expected}, expected, rounds, f"measuring {batch} x {length}", failed)
     rates = combine_rates([turn["found"] for turn in turns.pop(RATES.name, [])])
-    operations = suite.operations(setup.config, batch, length)
     rows = []
     for subject in (suite.SUBJECTS[name] for name in workers if name != RATES.name):
         row = {"name": subject.name, "title": subject.title, "precision": subject.precision, "ours": subject.ours,
@@ -216,7 +215,7 @@ def measure_shape(workers: Mapping[str, Worker], suite: Any, setup: Setup, shape
         if subject.name not in failed:
             try:
                 row |= workers[subject.name].ask("explain") | figures([turn["found"] for turn in turns[subject.name]])
-                row |= floors(operations, setup.weights, subject.precision, rates)
+                row |= floors(*suite.work(subject, setup.config, batch, length), subject.precision, rates)
                 row |= {"peak_bytes": max(turn["peak_bytes"] for turn in turns[subject.name]),
                         "cosine": similarity(setup, subject.name, suite.BASELINE)}
             except WorkerError as error:
@@ -226,6 +225,7 @@ def measure_shape(workers: Mapping[str, Worker], suite: Any, setup: Setup, shape
     for row in rows:
         if base and "seconds" in row:
             row["speedup"] = base / row["seconds"]
+    operations, _ = suite.work(suite.SUBJECTS[suite.BASELINE], setup.config, batch, length)
     return {"batch": batch, "length": length, "operations": operations, "rates": rates, "subjects": rows}
 
 
@@ -306,17 +306,17 @@ def combine_rates(turns: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[st
             for kind in (turns[0] if turns else ())}
 
 
-def floors(operations: int, weights: int, precision: str, rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The least time that a machine with these rates needs for these products: to compute, and to read the weights.
+def floors(operations: int, size: int, precision: str, rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The least time that a machine with these rates needs for so many operations, and to read so many bytes.
 
     Example:
-        >>> floors(2000, 10, "bf16", {"operations": {"bf16": 1000.0}, "bytes": {"bf16": 5.0}})
+        >>> floors(2000, 20, "bf16", {"operations": {"bf16": 1000.0}, "bytes": {"bf16": 5.0}})
         {'floor_operations': 2.0, 'floor_bytes': 4.0}
     """
     if not rates:
         return {}
     return {"floor_operations": operations / rates["operations"][precision],
-            "floor_bytes": weights * PRECISIONS[precision] / rates["bytes"][precision]}
+            "floor_bytes": size / rates["bytes"][precision]}
 
 
 def similarity(setup: Setup, name: str, baseline: str) -> float | None:

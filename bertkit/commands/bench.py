@@ -15,17 +15,19 @@ SUMMARY = "measure latency and memory beside other engines, in processes that ta
 EXAMPLES = """\
   bertkit bench ibert
   bertkit bench ibert --lengths 128 --batches 1,8 --rounds 30 --picture ibert.svg
+  bertkit bench yoso --lengths 1024,4096 --picture yoso.svg
   bertkit bench ibert --only torch-eager,'openvino-*','bertkit-torch-*' --keep models/ --json
   pip install 'bertkit[bench]'                       the other engines; one that is not installed is named as absent"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("model", choices=["ibert"], help="which model: I-BERT in the size of RoBERTa-base")
-    parser.add_argument("--lengths", type=_numbers, default=[32, 128, 384, 512], metavar="N,...",
-                        help="tokens of a sequence (default: 32,128,384,512)")
-    parser.add_argument("--batches", type=_numbers, default=[1, 8, 32], metavar="N,...",
-                        help="sequences at once (default: 1,8,32)")
+    parser.add_argument("model", choices=["ibert", "yoso"],
+                        help="I-BERT's integers in the size of RoBERTa-base, or YOSO's attention beside softmax attention")
+    parser.add_argument("--lengths", type=_numbers, metavar="N,...",
+                        help="tokens of a sequence (default: 32,128,384,512 for ibert, 512 to 65536 for yoso)")
+    parser.add_argument("--batches", type=_numbers, metavar="N,...",
+                        help="sequences at once (default: 1,8,32 for ibert, 1 for yoso)")
     parser.add_argument("--threads", type=_positive, default=2, metavar="N", help="threads of each engine (default: 2)")
     parser.add_argument("--rounds", type=_positive, default=15, metavar="N", help="turns of each engine (default: 15)")
     parser.add_argument("--layers", type=_positive, default=12, metavar="N", help="layers of the model (default: 12)")
@@ -38,25 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
-    from bertkit.bench import ibert
-    from bertkit.bench.report import check_picture, draw, ending, heading, shape_as_text
-    from bertkit.bench.rounds import measure
-    from bertkit.bench.subjects import Setup, choose
-    from bertkit.core.errors import InputError
-    from bertkit.core.ibert import IBertConfig
+    from importlib import import_module
 
-    subjects = choose(list(ibert.SUBJECTS.values()), arguments.only)
+    from bertkit.bench.report import check_picture, ending, heading, shape_as_text
+    from bertkit.bench.rounds import measure
+    from bertkit.bench.subjects import choose
+    from bertkit.core.errors import InputError
+
+    suite = import_module(f"bertkit.bench.{arguments.model}")
+    subjects = choose(list(suite.SUBJECTS.values()), arguments.only)
     if arguments.picture:
         check_picture(arguments.picture)
-    config = IBertConfig(**ibert.ROBERTA, num_hidden_layers=arguments.layers)
-    most = config.max_position_embeddings - config.first_position
-    if max(arguments.lengths) > most:
-        raise InputError(f"lengths: got {max(arguments.lengths)}, expected at most {most}, the positions of RoBERTa-base")
-    shapes = [(batch, length) for batch in arguments.batches for length in arguments.lengths]
+    lengths, batches = arguments.lengths or suite.LENGTHS, arguments.batches or suite.BATCHES
+    shapes = [(batch, length) for batch in batches for length in lengths]
     with tempfile.TemporaryDirectory(prefix="bertkit-bench-") as temporary:
-        directory = Path(arguments.keep, f"ibert-{arguments.layers}") if arguments.keep else Path(temporary)
+        directory = Path(arguments.keep, f"{arguments.model}-{arguments.layers}") if arguments.keep else Path(temporary)
+        setup = suite.make_setup(str(directory.resolve()), arguments.threads, arguments.layers)
+        most = suite.longest(setup.config)
+        if max(lengths) > most:
+            raise InputError(f"lengths: got {max(lengths)}, expected at most {most}, the positions of the model")
         directory.mkdir(parents=True, exist_ok=True)
-        setup = Setup(str(directory.resolve()), arguments.threads, config.to_dict(), ibert.weights(config.to_dict()))
 
         def seen(found: dict[str, Any]) -> None:
             setup.file("found.json").write_text(json.dumps(found, indent=1), "utf-8")
@@ -64,10 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
                 show(*map(shape_as_text, found["shapes"][-1:]) if found["shapes"] else [heading(found)], "")
                 sys.stdout.flush()
 
-        found = measure(ibert.__name__, subjects, setup, shapes, arguments.rounds, seen)
+        found = measure(suite.__name__, subjects, setup, shapes, arguments.rounds, seen)
     if arguments.picture:
-        draw(found, arguments.picture, f"I-BERT beside other engines: speed-up over {found['baseline']}, "
-                                       f"{found['threads']} threads, {found['machine']['cpu']}")
+        suite.draw(found, arguments.picture, suite.title(found))
     if arguments.json:
         show_json(found)
     else:

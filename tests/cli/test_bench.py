@@ -10,7 +10,7 @@ import pytest
 
 from bertkit.bench import ibert, rounds
 from bertkit.bench.machine import RATES
-from bertkit.bench.report import as_text, draw
+from bertkit.bench.report import as_text, draw_bars, draw_growth
 from bertkit.bench.subjects import Setup, choose
 from bertkit.core.errors import InputError
 from tests.cli.common import run, run_json
@@ -74,8 +74,9 @@ def test_the_report_names_everything(found):
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
 def test_the_picture_shows_every_measured_engine(found, tmp_path):
-    draw(found, str(tmp_path / "picture.svg"), "Ones & others")
-    assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
+    for draw in (draw_bars, draw_growth):
+        draw(found, str(tmp_path / "picture.svg"), "Ones & others")
+        assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
 
 
 def test_floors():
@@ -126,3 +127,20 @@ def test_ibert(tmp_path, capsys, monkeypatch):
     assert "level portable" in rows["bertkit-torch-portable"]["evidence"]
     assert rows["bertkit-float"]["floor_operations"] > rows["bertkit-torch-portable"]["floor_operations"] > 0
     assert (tmp_path / "ibert-1" / "frozen" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_yoso(capsys, monkeypatch):
+    """Attention and a layer, forward and backward, at three lengths."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(rounds, "TURN", 0.001)
+    subjects = "softmax,softmax-train,expectation,sample-8,sample-8-train,sample-32-tf-train,model-*"
+    code, found = run_json(capsys, "bench", "yoso", "--layers", "1", "--lengths", "16,32,64", "--rounds", "1", "--threads", "1",
+                           "--only", subjects)
+    assert code == 0 and not found["absent"]
+    for shape in found["shapes"]:
+        rows = rows_of(shape)
+        assert all(row["seconds"] > 0 for row in rows.values()) and len(rows) == 8
+        assert rows["softmax-train"]["floor_operations"] > rows["softmax"]["floor_operations"]
+        assert rows["expectation"]["cosine"] > 0.5
+    assert "growth" not in as_text(found)
