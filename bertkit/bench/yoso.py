@@ -62,7 +62,7 @@ def work(subject: Subject, config: dict[str, Any], batch: int, length: int) -> t
     Example:
         >>> config = YosoConfig().to_dict()
         >>> work(SUBJECTS["softmax"], config, 1, 4096)[0] // work(SUBJECTS["sample-32"], config, 1, 4096)[0]
-        53
+        59
     """
     heads, width = config["num_attention_heads"], config["hidden_size"]
     rows, trains = batch * length, subject.name.endswith("-train")
@@ -127,7 +127,8 @@ class TorchAttention(Attention):
 
         super().__init__(setup, trains)
         torch.set_num_threads(setup.threads)
-        self.torch, self.dtype, self.attend = torch, getattr(torch, dtype), attend(self)
+        self.torch, self.dtype = torch, getattr(torch, dtype)
+        self.attend = attend(self)
 
     def prepare(self, ids: np.ndarray) -> None:
         *inputs, self.grad = (self.torch.from_numpy(x).to(self.dtype) for x in self.vectors(ids))
@@ -246,7 +247,7 @@ class TorchModel(Engine):
                 return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
             yoso.yoso_sampling = attend  # this process has no other use for it
-        self.model = YosoModel(config, add_pooling_layer=False).eval()
+        self.model = YosoModel(config).eval()
 
     def prepare(self, ids: np.ndarray) -> None:
         self.ids = self.torch.from_numpy(ids % 1000)
