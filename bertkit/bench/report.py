@@ -143,15 +143,18 @@ def draw_bars(found: Found, file: str, title: str) -> None:
     titles = {row["name"]: row["title"] for shape in found["shapes"] for row in shape["subjects"]}
     figure = Figure(figsize=(2.6 + 3.2 * len(lengths), 1.4 + (0.5 + 0.2 * len(names)) * len(batches)), layout="constrained")
     axes = figure.subplots(len(batches), len(lengths), sharey=True, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
     for shape in found["shapes"]:
         panel = axes[batches.index(shape["batch"])][lengths.index(shape["length"])]
+        panel.set_axis_on()
         _draw_panel(panel, shape, names, found["baseline"])
         panel.set_yticks(range(len(names)), [titles[name] for name in names], fontsize=8)
     axes[0][0].set_ylim(len(names) - 0.4, -0.6)  # the panels share it
     handles = [_patch(color, kind) for kind, color in COLORS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(file, dpi=150)
+    _save(figure, file)
 
 
 GROWS_FROM = 2048
@@ -221,7 +224,14 @@ def draw_growth(found: Found, file: str, title: str) -> None:
         if axes[0][column].lines:
             axes[0][column].legend(fontsize=7, frameon=False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(file, dpi=150)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: str) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text: it can be searched, and is smaller
+        figure.savefig(file, dpi=150)
 
 
 def _draw_panel(panel: Any, shape: Found, names: Sequence[str], baseline: str) -> None:
