@@ -271,7 +271,7 @@ class TFIBertModel(IntegerInference, TFEncoderModel, variant=IBERT):
         pad = self.config.pad_token_id
         if hasattr(input_ids, "numpy"):  # NumPy's operations are faster at so few numbers
             real = np.ones_like(input_ids) if pad is None else (input_ids.numpy() != pad).astype(input_ids.dtype.as_numpy_dtype)
-            return real.cumsum(1, real.dtype) * real + real.dtype.type(first - 1)
+            return tf.constant(real.cumsum(1, real.dtype) * real + real.dtype.type(first - 1))
         real = tf.ones_like(input_ids) if pad is None else tf.cast(input_ids != pad, input_ids.dtype)
         return tf.cumsum(real, 1) * real + first - 1
 

@@ -72,7 +72,7 @@ def test_what_pip_installs_is_found_and_runs(wheel, tmp_path):
 
 
 def test_an_editable_installation_finds_its_libraries(build, tmp_path):
-    pip("install", *options(build), "--prefix", tmp_path, "--editable", ROOT)
+    pip("install", *options(build), "--prefix", tmp_path, "--ignore-installed", "--editable", ROOT)
     (directory,) = tmp_path.glob("lib*/python*/site-packages")
     found = kernels(directory)
     assert Path(found["library"]).name == file_name("bertkit") and found["level"] in LEVELS
