@@ -94,7 +94,7 @@ def blocks(block: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Block]
     """Every block below `block`, by canonical name."""
     children = enumerate(block) if isinstance(block, list) else vars(block).items()
     for name, child in children:
-        if isinstance(child, (Block, list)) and not str(name).startswith("_"):
+        if isinstance(child, (Block, keras.Model, list)) and not str(name).startswith("_"):
             below = (*path, str(name).rstrip("_"))
             if isinstance(child, Block):
                 yield ".".join(below), child

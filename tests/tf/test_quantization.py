@@ -13,7 +13,7 @@ import tensorflow as tf
 from bertkit.core.ibert import IBertConfig
 from bertkit.core.quantization import CalibrationError
 from bertkit_tf import quantization
-from bertkit_tf.models.ibert import TFIBertForMaskedLM, TFIBertModel
+from bertkit_tf.models.ibert import TFIBertForMaskedLM, TFIBertForSequenceClassification, TFIBertModel
 from tests.fixtures.quantization import CHECKS
 
 LEAVES = {
@@ -209,3 +209,18 @@ def test_graphs(jit_compile: bool, training: bool) -> None:
     call = tf.function(lambda: model(IDS, MASK, training=training).last_hidden_state, jit_compile=jit_compile)
     assert np.linalg.norm(call() - plain) < 0.05 * np.linalg.norm(plain)
     assert (float(last.value[0]) != before) == training
+
+
+def test_the_ranges_of_a_model_with_a_head_can_be_frozen() -> None:
+    model = TFIBertForSequenceClassification(IBertConfig(**TINY, quant_mode=True))
+    learners = [learner for _, learner in quantization.learners(model)]
+    assert len(learners) == len(list(quantization.learners(model.base_model))) > 0
+    before = [learner.get_weights() for learner in learners]
+    with quantization.frozen_statistics(model):
+        model(IDS, training=True)
+    for learner, values in zip(learners, before, strict=True):
+        for mine, theirs in zip(learner.get_weights(), values, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    model(IDS, training=True)
+    assert any(not np.array_equal(learner.get_weights()[0], values[0])
+               for learner, values in zip(learners, before, strict=True) if values)
