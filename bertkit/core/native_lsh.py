@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -106,9 +107,8 @@ def cumulation(
     width = value_BNSE.shape[3]
     sums = np.empty((*query_codes_BNLM.shape[:3], width), np.float32)
     call = _Sum(
-        of=_of(query_codes_BNLM, query_codes_BNLM.shape[3], hash_code_len, threads),
-        queries=arrays.side("query", query_mask_BL, query_codes_BNLM),
-        keys=arrays.side("key", key_mask_BS, key_codes_BNSM), width=width,
+        **arrays.sides(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, hash_code_len, threads),
+        width=width,
         values=arrays.address("value", value_BNSE, FLOAT, (*key_codes_BNSM.shape[:3], width)), sums=sums.ctypes.data)
     arrays.check()
     _run("bk_lsh_run_sum", call)
@@ -132,9 +132,8 @@ def weighted_cumulation(
         query_codes_BNLM.shape[:3], key_codes_BNSM.shape[:3], query_weight_BNLW.shape[3], value_BNSE.shape[3])
     sums = np.empty((*queries, width), np.float32)
     call = _WeightedSum(
-        of=_of(query_codes_BNLM, query_codes_BNLM.shape[3], hash_code_len, threads),
-        queries=arrays.side("query", query_mask_BL, query_codes_BNLM),
-        keys=arrays.side("key", key_mask_BS, key_codes_BNSM), weight_width=weight_width, width=width,
+        **arrays.sides(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, hash_code_len, threads),
+        weight_width=weight_width, width=width,
         query_weights=arrays.address("query_weight", query_weight_BNLW, FLOAT, (*queries, weight_width)),
         key_weights=arrays.address("key_weight", key_weight_BNSW, FLOAT, (*keys, weight_width)),
         values=arrays.address("value", value_BNSE, FLOAT, (*keys, width)), sums=sums.ctypes.data)
@@ -160,9 +159,8 @@ def sampling_gradients(
     width, value_width = query_BNLD.shape[3], value_BNSE.shape[3]
     outputs = [np.empty(shape, np.float32) for shape in ((*queries, width), (*keys, width), (*keys, value_width))]
     call = _Gradients(
-        of=_of(query_codes_BNLM, query_codes_BNLM.shape[3], hash_code_len, threads),
-        queries=arrays.side("query", query_mask_BL, query_codes_BNLM),
-        keys=arrays.side("key", key_mask_BS, key_codes_BNSM), width=width, value_width=value_width, scale=hash_code_len / 2,
+        **arrays.sides(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, hash_code_len, threads),
+        width=width, value_width=value_width, scale=hash_code_len / 2,
         query_rows=arrays.address("query", query_BNLD, FLOAT, (*queries, width)),
         key_rows=arrays.address("key", key_BNSD, FLOAT, (*keys, width)),
         values=arrays.address("value", value_BNSE, FLOAT, (*keys, value_width)),
@@ -189,10 +187,18 @@ class _Arrays:
     def mask(self, name: str, mask: Array | None, shape: tuple[int, ...]) -> int | None:
         return None if mask is None else self.address(name, mask, BOOL if mask.dtype == BOOL else UINT8, shape)
 
-    def side(self, name: str, mask: Array | None, codes: Array) -> _Side:
-        batch, _, rows, _ = codes.shape
-        return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)),
-                     self.address(f"{name}_codes", codes, INT32, codes.shape))
+    def sides(self, query_mask: Array | None, query_codes: Array, key_mask: Array | None, key_codes: Array,
+              hash_code_len: int, threads: Threads) -> dict[str, Any]:
+        """What sums have in common. Codes of keys have to belong to the same groups and hashes as those of queries."""
+        batch, heads, _, num_hash = query_codes.shape
+
+        def side(name: str, mask: Array | None, codes: Array) -> _Side:
+            rows = codes.shape[2]
+            return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)),
+                         self.address(f"{name}_codes", codes, INT32, (batch, heads, rows, num_hash)))
+
+        return {"of": _of(query_codes, num_hash, hash_code_len, threads), "queries": side("query", query_mask, query_codes),
+                "keys": side("key", key_mask, key_codes)}
 
     def check(self) -> None:
         if self._problems:

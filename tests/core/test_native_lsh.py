@@ -169,6 +169,14 @@ def test_everything_that_does_not_fit_is_named():
     assert "query_mask: got bool [2, 5], expected bool [2, 70]" in str(refused.value)
 
 
+@pytest.mark.parametrize("part", [np.s_[:1], np.s_[:, :1], np.s_[..., :1]], ids=["batch", "heads", "hashes"])
+def test_codes_of_keys_that_belong_to_others_are_refused(part):
+    case = CASES["as trained"]()
+    query_codes, key_codes = case.codes()
+    with pytest.raises(InputError, match="key_codes: got int32"):
+        native_lsh.cumulation(None, query_codes, None, key_codes[part], case.value, 9, Threads(LEVELS[0], 1))
+
+
 @pytest.mark.parametrize("bits", [0, 25, 40])
 def test_a_length_of_codes_without_tables_is_refused(bits):
     case = CASES["one row"]()

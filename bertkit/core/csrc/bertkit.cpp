@@ -7,7 +7,7 @@ const char* bk_error(int code) {
         case BK_OK: return "no error";
         case BK_NO_LEVEL: return "this build or this CPU does not have the instructions";
         case BK_BAD_ARGUMENT: return "an argument is null, negative or out of range";
-        case BK_BAD_SHAPE: return "the dimensions do not fit the packed weights";
+        case BK_BAD_SHAPE: return "the dimensions are impossible, or do not fit the packed weights";
         case BK_BAD_TENSORS: return "not as many tensors as the dimensions say";
         case BK_BAD_PACKED: return "the packed weights are damaged, or of another version of bertkit";
         case BK_BAD_SIZE: return "the buffer is too small";
