@@ -66,6 +66,7 @@ CASES = {
     "one bit": lambda: make(1, 2, 40, 30, 32, 16, 40, 1),
     "large tables": lambda: make(1, 1, 40, 50, 64, 64, 3, 17),
     "full buckets": lambda: make(1, 2, 300, 260, 64, 64, 3, 9, clusters=2),
+    "more pairs than are kept at once": lambda: make(1, 1, 1100, 1200, 160, 160, 9, 3),
     "full buckets of odd widths": lambda: make(1, 1, 260, 300, 40, 24, 3, 3, clusters=3),
 }
 

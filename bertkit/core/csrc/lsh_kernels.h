@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "lsh.h"
 #include "memory.h"
@@ -278,7 +279,7 @@ inline int sum(const bk_lsh_sum& call) {
     return for_each_item(call.of, call.of.sequences * call.of.heads * job.slices(), job.bytes(), job);
 }
 
-// -- small products over rows that are scattered in memory ----------------------------------------------------------------
+// -- products over rows that are scattered in memory --------------------------------------------------------------------
 /// Rows of one width, or those that an index picks.
 struct Rows {
     float* data;
@@ -286,6 +287,7 @@ struct Rows {
     const int32_t* index = nullptr;
 
     float* operator[](int64_t row) const { return data + (index == nullptr ? row : index[row]) * pitch; }
+    Rows picked(const int32_t* rows) const { return {data, pitch, rows}; }
 };
 
 template <int kRows, int kVectors, bool kTransposed>
@@ -329,40 +331,86 @@ void add_products(const Rows& to, int64_t rows, const Rows& factors, const Rows&
     for (; begin < width; begin += kLanes) add_products_in<1, kTransposed>(to, rows, factors, from, count, begin);
 }
 
-inline float total(Floats x) {
-    typedef float Four __attribute__((vector_size(4 * sizeof(float))));
-    Four parts[kLanes / 4];
-    std::memcpy(parts, &x, sizeof x);
-    for (int i = 1; i < kLanes / 4; ++i) parts[0] += parts[i];
-    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+// -- sums over the lanes of vectors -------------------------------------------------------------------------------------
+template <int... kLane>
+using Lanes = std::integer_sequence<int, kLane...>;
+using AllLanes = std::make_integer_sequence<int, kLanes>;
+
+/// The lanes of two vectors, which are numbered on from one to the other, in another order.
+template <int... kLane>
+inline Floats shuffle(Floats x, Floats y, Lanes<kLane...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(x, y, kLane...);
+#else
+    return __builtin_shuffle(x, y, Ints{kLane...});
+#endif
+}
+
+/// Of each 2 * kRun lanes of x and of y the first kRun ones (kPart 0) or the others (kPart 1).
+template <int kRun, int kPart, int... kLane>
+constexpr auto runs(Lanes<kLane...>) {
+    return Lanes<(kLane / kRun % 2 * kLanes + kLane / (2 * kRun) * 2 * kRun + kLane % kRun + kPart * kRun)...>{};
+}
+
+/// The sums of the lanes of x[0], x[1], ... x[2 * kRun - 1], one in each lane of x[0].
+template <int kRun = kLanes / 2>
+inline void add_lanes(Floats* x) {
+    for (int i = 0; i < kRun; ++i) {
+        x[i] = shuffle(x[i], x[i + kRun], runs<kRun, 0>(AllLanes())) + shuffle(x[i], x[i + kRun], runs<kRun, 1>(AllLanes()));
+    }
+    if constexpr (kRun > 1) add_lanes<kRun / 2>(x);
+}
+
+template <int... kLane>
+constexpr Ints numbered(Lanes<kLane...>) {
+    return Ints{kLane...};
 }
 
 // -- weighted sums and gradients --------------------------------------------------------------------------------------
-/// The rows of one side that are kept, those with the same code together: bucket c is rows[ends[c]] ... rows[ends[c + 1] - 1].
-struct Buckets {
-    int32_t* ends;  // [capacity + 2]
-    int32_t* rows;
+constexpr int kTile = 4;  // queries, and keys, that are worked on together
 
-    void sort(const int32_t* codes, int64_t stride, const uint8_t* mask, int64_t count, int64_t capacity) {
-        std::memset(ends, 0, std::size_t(capacity + 2) * sizeof *ends);
-        for (int64_t row = 0; row < count; ++row) {
-            if (keeps(mask, row)) ++ends[codes[row * stride] + 2];
+/// The rows of one side in the order of their codes. Each code begins at a multiple of kTile; where its last rows are fewer, the
+/// first of them stands in for the others.
+struct Buckets {
+    int32_t* sizes;   // [capacity + 1]
+    int32_t* begins;  // [capacity + 1]
+
+    /// Rows whose code is the capacity are dropped.
+    void sort(const int32_t* codes, int64_t count, int64_t capacity, int32_t* rows) {
+        std::memset(sizes, 0, std::size_t(capacity + 1) * sizeof *sizes);
+        for (int64_t row = 0; row < count; ++row) ++sizes[codes[row]];
+        int32_t end = 0;
+        for (int64_t code = 0; code <= capacity; ++code) {
+            begins[code] = end;
+            end += (sizes[code] + kTile - 1) / kTile * kTile;
         }
-        for (int64_t code = 0; code < capacity; ++code) ends[code + 2] += ends[code + 1];
-        for (int64_t row = 0; row < count; ++row) {
-            if (keeps(mask, row)) rows[ends[codes[row * stride] + 1]++] = int32_t(row);
+        for (int64_t row = 0; row < count; ++row) rows[begins[codes[row]]++] = int32_t(row);
+        for (int64_t code = 0; code < capacity; ++code) {
+            end = begins[code];
+            for (int32_t at = end; at % kTile != 0; ++at) rows[at] = rows[end / kTile * kTile];
+            begins[code] = end - sizes[code];
         }
     }
 
-    const int32_t* bucket(int64_t code) const { return rows + ends[code]; }
-    int64_t size(int64_t code) const { return ends[code + 1] - ends[code]; }
+    /// The most rows with what stands in.
+    static int64_t most_rows(int64_t count, int64_t capacity) { return count + (kTile - 1) * (minimum(count, capacity) + 1); }
+};
+
+/// Some queries and keys that share a code, kTile of each with what stands in.
+struct Tile {
+    const int32_t *queries, *keys;
+    int32_t query_count, key_count;
 };
 
 /// Everything that is summed over pairs of a query and a key that collide, weighted by the dot product of their scores.
+///
+/// The rows of a bucket are anywhere in memory. So first come all weights of some hashes, then all sums of the queries, then
+/// those of the keys: each of the three walks to and fro in two arrays, which a cache holds. They walk along a list of tiles of
+/// one size, since how full buckets are cannot be foreseen, neither by a processor.
 struct PairSums {
-    static constexpr int64_t kQueriesAtOnce = 64;
-    static constexpr int64_t kMostFetched = 16;
-    static constexpr int64_t kManyQueries = 12;  // so many are worth the transposition of the keys
+    static constexpr int64_t kMostTiles = 1 << 13;  // that are kept before their weights are used
+    static constexpr int64_t kMostHashes = 8, kMostRows = 1 << 17;  // that are sorted at once
+    static constexpr int kVectors = kLanes / kTile;  // of a row, that are summed at once
 
     bk_lsh of;
     bk_lsh_side queries, keys;
@@ -371,29 +419,52 @@ struct PairSums {
     const float *query_scores, *key_scores;  // [rows, score_width]
     const float *query_rows, *key_rows;      // [rows, width]; the first is null where only the queries get something
     float *query_sums, *key_sums;            // [rows, width]: of the rows of the other side, weighted
-    float* score_sums;                       // [keys, score_width]: of the queries' scores, as they are
 
     int64_t capacity() const { return int64_t(1) << of.code_bits; }
     bool both() const { return key_sums != nullptr; }
+    int64_t hashes_at_once() const {
+        const int64_t rows = queries.rows > keys.rows ? queries.rows : keys.rows;
+        const int64_t fit = kMostRows / (rows + 1);
+        return minimum(minimum(fit < 1 ? 1 : fit, kMostHashes), of.hashes);
+    }
 
-    /// What a thread has: copies in whole vectors, since rows are read over and over, and what comes of them.
-    struct Memory {
-        int64_t score_width, width, query_pitch, key_pitch;
-        Rows query_scores, key_scores, query_rows, key_rows, query_sums, key_sums, score_sums;
-        Buckets queries, keys;
-        float *transposed, *products, *table;
+    /// One side of a group. Rows are whole vectors: copies, where the caller's are not.
+    struct Side {
+        Rows scores, rows, sums;
+        int32_t *codes, *order;  // [hashes at once, pitch]
+        int64_t code_pitch, order_pitch;
+        Buckets buckets;
     };
 
-    // What is read and written together lies together.
+    struct Memory {
+        Side queries, keys;
+        float *weights, *table;
+        Tile* tiles;
+        int64_t tile_count;
+    };
+
+    Side place_side(Walk& walk, int64_t count, bool has_sums, bool has_rows) const {
+        const auto copies = [&](int64_t columns, bool has) {
+            const int64_t pitch = round_up(columns, kLanes);
+            return Rows{has && pitch != columns ? walk.take<float>(count * pitch) : nullptr, pitch};
+        };
+        Side side = {copies(score_width, true), copies(width, has_rows), copies(width, has_sums), nullptr, nullptr, 0, 0, {}};
+        // An odd number of cache lines: neighbours of different hashes do not get into each other's way.
+        side.code_pitch = round_up(count, 32) + 16;
+        side.order_pitch = Buckets::most_rows(count, capacity());
+        side.codes = walk.take<int32_t>(hashes_at_once() * side.code_pitch);
+        side.order = walk.take<int32_t>(hashes_at_once() * side.order_pitch);
+        side.buckets = {walk.take<int32_t>(capacity() + 1), walk.take<int32_t>(capacity() + 1)};
+        return side;
+    }
+
     Memory place(Walk& walk) const {
-        const int64_t a = round_up(score_width, kLanes), b = round_up(width, kLanes), l = queries.rows, s = keys.rows;
-        const int64_t query_pitch = a + (both() ? 2 * b : b), key_pitch = a + (both() ? 2 * b + a : b);
-        float *query = walk.take<float>(l * query_pitch), *key = walk.take<float>(s * key_pitch);
-        return {a, b, query_pitch, key_pitch, {query, query_pitch}, {key, key_pitch}, {query + a + b, query_pitch},
-                {key + a, key_pitch}, {query + a, query_pitch}, {key + a + b, key_pitch}, {key + a + 2 * b, key_pitch},
-                {walk.take<int32_t>(capacity() + 2), walk.take<int32_t>(l)},
-                {walk.take<int32_t>(capacity() + 2), walk.take<int32_t>(s)}, walk.take<float>(a * kLanes),
-                walk.take<float>(kQueriesAtOnce * kLanes), walk.take<float>(a * b)};
+        Memory memory = {place_side(walk, queries.rows, true, both()), place_side(walk, keys.rows, both(), true), nullptr, nullptr,
+                         nullptr, 0};
+        memory.weights = walk.take<float>(kMostTiles * kTile * kTile);
+        memory.tiles = walk.take<Tile>(kMostTiles);
+        memory.table = walk.take<float>(memory.queries.scores.pitch * memory.keys.rows.pitch);
+        return memory;
     }
 
     int64_t bytes() const {
@@ -405,142 +476,169 @@ struct PairSums {
     void work(int64_t group, char* thread_memory) const {
         Walk walk(thread_memory);
         Memory memory = place(walk);
-        const int64_t l = queries.rows, s = keys.rows, sequence = group / of.heads;
-        std::memset(memory.query_scores.data, 0, std::size_t(l * memory.query_pitch) * sizeof(float));
-        std::memset(memory.key_scores.data, 0, std::size_t(s * memory.key_pitch) * sizeof(float));
-        copy(query_scores + group * l * score_width, l, score_width, memory.query_scores);
-        copy(key_scores + group * s * score_width, s, score_width, memory.key_scores);
-        copy(key_rows + group * s * width, s, width, memory.key_rows);
-        if (both()) copy(query_rows + group * l * width, l, width, memory.query_rows);
-        for (int64_t m = 0; m < of.hashes; ++m) {
-            memory.queries.sort(queries.codes + group * l * of.hashes + m, of.hashes, mask_of(queries.mask, sequence, l), l, capacity());
-            memory.keys.sort(keys.codes + group * s * of.hashes + m, of.hashes, mask_of(keys.mask, sequence, s), s, capacity());
-            for (int64_t code = 0; code < capacity(); ++code) {
-                if (code + 1 < capacity()) fetch(memory, code + 1);
-                if (memory.queries.size(code) > 0 && memory.keys.size(code) > 0) add_bucket(memory, code);
-            }
-        }
-        const float mean = 1.0f / float(of.hashes);
-        finish(memory.query_sums, l, width, scale * mean, query_sums + group * l * width);
+        const int64_t l = queries.rows, s = keys.rows;
+        fill(memory.queries.scores, query_scores + group * l * score_width, l, score_width);
+        fill(memory.keys.scores, key_scores + group * s * score_width, s, score_width);
+        fill(memory.keys.rows, key_rows + group * s * width, s, width);
+        clear(memory.queries.sums, query_sums + group * l * width, l, width);
         if (both()) {
-            finish(memory.key_sums, s, width, scale * mean, key_sums + group * s * width);
-            finish(memory.score_sums, s, score_width, mean, score_sums + group * s * score_width);
+            fill(memory.queries.rows, query_rows + group * l * width, l, width);
+            clear(memory.keys.sums, key_sums + group * s * width, s, width);
+        }
+        for (int64_t first = 0; first < of.hashes; first += hashes_at_once()) {
+            const int64_t count = minimum(hashes_at_once(), of.hashes - first);
+            read_codes(queries, group, first, count, memory.queries);
+            read_codes(keys, group, first, count, memory.keys);
+            for (int64_t m = 0; m < count; ++m) add_hash(memory, m);
+            add_tiles(memory);
+        }
+        finish(memory.queries.sums, l, query_sums + group * l * width);
+        if (both()) finish(memory.keys.sums, s, key_sums + group * s * width);
+    }
+
+    /// Rows of the caller, where they are whole vectors, else copies of them.
+    static void fill(Rows& rows, const float* from, int64_t count, int64_t columns) {
+        if (rows.pitch == columns) {
+            rows.data = const_cast<float*>(from);  // nobody writes to these
+            return;
+        }
+        std::memset(rows.data, 0, std::size_t(count * rows.pitch) * sizeof(float));
+        for (int64_t row = 0; row < count; ++row) std::memcpy(rows[row], from + row * columns, std::size_t(columns) * sizeof(float));
+    }
+    static void clear(Rows& sums, float* to, int64_t count, int64_t columns) {
+        if (sums.pitch == columns) sums.data = to;
+        std::memset(sums.data, 0, std::size_t(count * sums.pitch) * sizeof(float));
+    }
+    void finish(const Rows& sums, int64_t count, float* to) const {
+        const float factor = scale / float(of.hashes);
+        for (int64_t row = 0; row < count; ++row) {
+            for (int64_t d = 0; d < width; ++d) to[row * width + d] = sums[row][d] * factor;
         }
     }
 
-    static void copy(const float* from, int64_t rows, int64_t width, const Rows& to) {
-        for (int64_t row = 0; row < rows; ++row) {
-            std::memcpy(to[row], from + row * width, std::size_t(width) * sizeof *from);
+    void read_codes(const bk_lsh_side& side, int64_t group, int64_t first, int64_t count, Side& to) const {
+        const uint8_t* mask = mask_of(side.mask, group / of.heads, side.rows);
+        const int32_t* codes = side.codes + group * side.rows * of.hashes + first;
+        for (int64_t row = 0; row < side.rows; ++row) {
+            const bool kept = keeps(mask, row);
+            for (int64_t m = 0; m < count; ++m) {
+                to.codes[m * to.code_pitch + row] = kept ? codes[row * of.hashes + m] : int32_t(capacity());
+            }
         }
-    }
-    static void finish(const Rows& from, int64_t rows, int64_t width, float scale, float* to) {
-        for (int64_t row = 0; row < rows; ++row) {
-            for (int64_t d = 0; d < width; ++d) to[row * width + d] = from[row][d] * scale;
-        }
-    }
-    static Rows picked(const Rows& rows, const int32_t* index) { return {rows.data, rows.pitch, index}; }
-
-    // Rows of a bucket are anywhere: the processor does not know in advance which ones come next, but we do.
-    static void fetch(const Memory& memory, int64_t code) {
-        const int64_t l = memory.queries.size(code), s = memory.keys.size(code);
-        if (l == 0 || s == 0) return;
-        for (int64_t q = 0; q < minimum(l, kMostFetched); ++q) {
-            fetch(memory.query_scores[memory.queries.bucket(code)[q]], memory.query_pitch);
-        }
-        for (int64_t k = 0; k < minimum(s, kMostFetched); ++k) {
-            fetch(memory.key_scores[memory.keys.bucket(code)[k]], memory.key_pitch);
-        }
-    }
-    static void fetch(const float* row, int64_t width) {
-        for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(row + d);
     }
 
-    void add_bucket(const Memory& memory, int64_t code) const {
-        const int32_t *i = memory.queries.bucket(code), *j = memory.keys.bucket(code);
-        const int64_t l = memory.queries.size(code), s = memory.keys.size(code), a = memory.score_width, b = memory.width;
+    void add_hash(Memory& memory, int64_t m) const {
+        Side &query = memory.queries, &key = memory.keys;
+        int32_t *query_order = query.order + m * query.order_pitch, *key_order = key.order + m * key.order_pitch;
+        query.buckets.sort(query.codes + m * query.code_pitch, queries.rows, capacity(), query_order);
+        key.buckets.sort(key.codes + m * key.code_pitch, keys.rows, capacity(), key_order);
+        for (int64_t code = 0; code < capacity(); ++code) {
+            const int32_t l = query.buckets.sizes[code], s = key.buckets.sizes[code];
+            if (l > 0 && s > 0) {
+                add_bucket(memory, query_order + query.buckets.begins[code], l, key_order + key.buckets.begins[code], s);
+            }
+        }
+    }
+
+    void add_bucket(Memory& memory, const int32_t* i, int32_t l, const int32_t* j, int32_t s) const {
+        const Side &query = memory.queries, &key = memory.keys;
+        const int64_t a = query.scores.pitch, b = key.rows.pitch;
         // What each pair costs, against what a table of a x b numbers costs, to which keys add and which queries read.
-        if (l * s * (a + b) <= (l + s) * a * b) {
-            for (int64_t first = 0; first < s; first += kLanes) add_pairs(memory, i, l, j + first, minimum(kLanes, s - first));
-        } else {
-            add_by_table(memory, picked(memory.key_scores, j), picked(memory.key_rows, j), s, picked(memory.query_scores, i),
-                         picked(memory.query_sums, i), l);
+        if (int64_t(l) * s * (a + b) > (int64_t(l) + s) * a * b) {
+            add_by_table(memory.table, key.scores.picked(j), key.rows.picked(j), s, query.scores.picked(i), query.sums.picked(i), l);
             if (both()) {
-                add_by_table(memory, picked(memory.query_scores, i), picked(memory.query_rows, i), l,
-                             picked(memory.key_scores, j), picked(memory.key_sums, j), s);
+                add_by_table(memory.table, query.scores.picked(i), query.rows.picked(i), l, key.scores.picked(j), key.sums.picked(j), s);
             }
+            return;
         }
-        if (both()) add_scores(memory, i, l, j, s);
-    }
-
-    void add_pairs(const Memory& memory, const int32_t* i, int64_t l, const int32_t* j, int64_t s) const {
-        const Rows weights = {memory.products, kLanes}, keys = picked(memory.key_scores, j);
-        const bool many = l >= kManyQueries;
-        if (many) transpose(keys, s, memory.score_width, memory.transposed);
-        for (int64_t first = 0; first < l; first += kQueriesAtOnce) {
-            const int64_t count = minimum(kQueriesAtOnce, l - first);
-            const Rows queries = picked(memory.query_scores, i + first);
-            if (many) {
-                products_with_transposed(queries, count, memory.transposed, memory.score_width, weights);
-            } else {
-                products(queries, count, keys, s, memory.score_width, weights);
-            }
-            add_products<false>(picked(memory.query_sums, i + first), count, weights, picked(memory.key_rows, j), s, memory.width);
-            if (both()) {
-                add_products<true>(picked(memory.key_sums, j), s, weights, picked(memory.query_rows, i + first), count,
-                                   memory.width);
+        for (int32_t q = 0; q < l; q += kTile) {
+            for (int32_t k = 0; k < s; k += kTile) {
+                if (memory.tile_count == kMostTiles) add_tiles(memory);
+                memory.tiles[memory.tile_count++] = {i + q, j + k, l - q, s - k};
             }
         }
     }
 
-    static void transpose(const Rows& rows, int64_t count, int64_t width, float* to) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-            const float* from = rows[minimum(lane, count - 1)];
-            for (int64_t d = 0; d < width; ++d) to[d * kLanes + lane] = from[d];
+    void add_tiles(Memory& memory) const {
+        const Side &query = memory.queries, &key = memory.keys;
+        const Tile *tiles = memory.tiles, *end = tiles + memory.tile_count;
+        float* weights = memory.weights;
+        for (const Tile* tile = tiles; tile < end; ++tile, weights += kTile * kTile) {
+            weigh(*tile, query.scores, key.scores, weights);
+        }
+        add_columns<kVectors>(memory, 0);
+        memory.tile_count = 0;
+    }
+
+    /// weights[4 * q + k] = query q . key k
+    static void weigh(const Tile& tile, const Rows& queries, const Rows& keys, float* weights) {
+        constexpr Ints lanes = numbered(AllLanes());
+        const float *query[kTile], *key[kTile];
+        for (int i = 0; i < kTile; ++i) {
+            query[i] = queries[tile.queries[i]];
+            key[i] = keys[tile.keys[i]];
+        }
+        for (int first = 0; first < kTile; first += kVectors) {
+            Floats sums[kLanes] = {};
+            for (int64_t d = 0; d < queries.pitch; d += kLanes) {
+                Floats y[kTile];
+                for (int k = 0; k < kTile; ++k) y[k] = load(key[k] + d);
+                for (int q = 0; q < kVectors; ++q) {
+                    const Floats x = load(query[first + q] + d);
+                    for (int k = 0; k < kTile; ++k) sums[q * kTile + k] += x * y[k];
+                }
+            }
+            add_lanes(sums);
+            const Ints real = (lanes / kTile + first < tile.query_count) & (lanes % kTile < tile.key_count);
+            store(weights + first * kTile, Floats(Ints(sums[0]) & real));
         }
     }
 
-    static void products(const Rows& queries, int64_t count, const Rows& keys, int64_t key_count, int64_t width, const Rows& to) {
-        for (int64_t k = 0; k < key_count; ++k) {
-            const float* key = keys[k];
-            for (int64_t q = 0; q < count; ++q) {
-                const float* query = queries[q];
-                Floats sums = {};
-                for (int64_t d = 0; d < width; d += kLanes) sums += load(query + d) * load(key + d);
-                to[q][k] = total(sums);
+    template <int kVectorsAtOnce>
+    void add_columns(const Memory& memory, int64_t begin) const {
+        const Side &query = memory.queries, &key = memory.keys;
+        for (; begin + kVectorsAtOnce * kLanes <= key.rows.pitch; begin += kVectorsAtOnce * kLanes) {
+            const float* weights = memory.weights;
+            for (const Tile* tile = memory.tiles; tile < memory.tiles + memory.tile_count; ++tile, weights += kTile * kTile) {
+                add<kVectorsAtOnce, false>(query.sums, tile->queries, key.rows, tile->keys, weights, begin);
+            }
+            weights = memory.weights;
+            for (const Tile* tile = memory.tiles; both() && tile < memory.tiles + memory.tile_count; ++tile, weights += kTile * kTile) {
+                add<kVectorsAtOnce, true>(key.sums, tile->keys, query.rows, tile->queries, weights, begin);
             }
         }
+        if constexpr (kVectorsAtOnce > 1) add_columns<1>(memory, begin);
     }
 
-    static void products_with_transposed(const Rows& queries, int64_t count, const float* keys, int64_t width, const Rows& to) {
-        for (int64_t q = 0; q < count; ++q) {
-            const float* query = queries[q];
-            Floats sums[4] = {};
-            for (int64_t d = 0; d < width; d += 4) {
-                for (int64_t k = 0; k < 4; ++k) sums[k] += query[d + k] * load(keys + (d + k) * kLanes);
+    /// sums[to[i]] += the sum over j of the weight of i and j * rows[from[j]], for some columns.
+    template <int kVectorsAtOnce, bool kToKeys>
+    static void add(const Rows& sums, const int32_t* to, const Rows& rows, const int32_t* from, const float* weights, int64_t begin) {
+        float* sum[kTile];
+        Floats total[kTile][kVectorsAtOnce];
+        for (int i = 0; i < kTile; ++i) {
+            sum[i] = sums[to[i]] + begin;
+            for (int v = 0; v < kVectorsAtOnce; ++v) total[i][v] = load(sum[i] + v * kLanes);
+        }
+        for (int j = 0; j < kTile; ++j) {
+            const float* row = rows[from[j]] + begin;
+            for (int v = 0; v < kVectorsAtOnce; ++v) {
+                const Floats x = load(row + v * kLanes);
+                for (int i = 0; i < kTile; ++i) total[i][v] += weights[kToKeys ? j * kTile + i : i * kTile + j] * x;
             }
-            store(to[q], (sums[0] + sums[1]) + (sums[2] + sums[3]));
+        }
+        for (int i = kTile - 1; i >= 0; --i) {  // the first row last: others may stand in for it, and know nothing of its sum
+            for (int v = 0; v < kVectorsAtOnce; ++v) store(sum[i] + v * kLanes, total[i][v]);
         }
     }
 
     /// to[i] += the sum over `count` j of (to_scores[i] . scores[j]) * rows[j], without going through the pairs.
-    static void add_by_table(const Memory& memory, const Rows& scores, const Rows& rows, int64_t count, const Rows& to_scores,
+    static void add_by_table(float* memory, const Rows& scores, const Rows& rows, int64_t count, const Rows& to_scores,
                              const Rows& to, int64_t to_count) {
-        const int64_t a = memory.score_width, b = memory.width;
-        const Rows table = {memory.table, b};
+        const int64_t a = scores.pitch, b = rows.pitch;
+        const Rows table = {memory, b};
         std::memset(table.data, 0, std::size_t(a * b) * sizeof(float));
         add_products<true>(table, a, scores, rows, count, b);
         add_products<false>(to, to_count, to_scores, table, a, b);
-    }
-
-    static void add_scores(const Memory& memory, const int32_t* i, int64_t l, const int32_t* j, int64_t s) {
-        for (int64_t begin = 0; begin < memory.score_width; begin += kLanes) {
-            Floats total = {};
-            for (int64_t q = 0; q < l; ++q) total += load(memory.query_scores[i[q]] + begin);
-            for (int64_t k = 0; k < s; ++k) {
-                float* to = memory.score_sums[j[k]] + begin;
-                store(to, load(to) + total);
-            }
-        }
     }
 };
 
@@ -548,12 +646,14 @@ inline int pair_sums(const PairSums& job) { return for_each_item(job.of, job.of.
 
 inline int weighted_sum(const bk_lsh_weighted_sum& call) {
     return pair_sums({call.of, call.queries, call.keys, call.weight_width, call.width, 1.0f, call.query_weights,
-                      call.key_weights, nullptr, call.values, call.sums, nullptr, nullptr});
+                      call.key_weights, nullptr, call.values, call.sums, nullptr});
 }
 
 inline int gradients(const bk_lsh_gradients& call) {
+    const int code = sum({call.of, call.key_side, call.query_side, call.value_width, call.grads, call.value_grads});
+    if (code != BK_OK) return code;
     return pair_sums({call.of, call.query_side, call.key_side, call.value_width, call.width, call.scale, call.grads, call.values,
-                      call.queries, call.keys, call.query_grads, call.key_grads, call.value_grads});
+                      call.queries, call.keys, call.query_grads, call.key_grads});
 }
 
 }  // namespace
