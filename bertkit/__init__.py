@@ -39,7 +39,7 @@ _HOMES = {
     "auto": "AutoModel AutoModelForPreTraining AutoModelForMaskedLM AutoModelForCausalLM "
             "AutoModelForNextSentencePrediction AutoModelForSequenceClassification AutoModelForMultipleChoice "
             "AutoModelForTokenClassification AutoModelForQuestionAnswering",
-    "kernels.lsh": "fast_hash lsh_cumulation",
+    "kernels.lsh": "fast_hash lsh_cumulation lsh_weighted_cumulation",
     **{f"core.{file}": f"{name}Config" for file, (name, _) in _TASKS.items()},
     **{f"models.{file}": " ".join([f"{name}Model", *(f"{name}For{task}" for task in tasks.split())])
        for file, (name, tasks) in _TASKS.items()},

@@ -40,6 +40,7 @@ from bertkit.core.yoso import YosoConfig as YosoConfig
 from bertkit.integer import freeze as freeze
 from bertkit.kernels.lsh import fast_hash as fast_hash
 from bertkit.kernels.lsh import lsh_cumulation as lsh_cumulation
+from bertkit.kernels.lsh import lsh_weighted_cumulation as lsh_weighted_cumulation
 from bertkit.modeling import PreTrainedModel as PreTrainedModel
 from bertkit.models.ibert import IBertForMaskedLM as IBertForMaskedLM
 from bertkit.models.ibert import IBertForMultipleChoice as IBertForMultipleChoice
@@ -169,5 +170,6 @@ __all__ = [
     "freeze",
     "kernels_status",
     "lsh_cumulation",
+    "lsh_weighted_cumulation",
     "use_kernels",
 ]

@@ -22,6 +22,7 @@ _HOME_OF = {
     "load_model": "auto",
     "fast_hash": "kernels.lsh",
     "lsh_cumulation": "kernels.lsh",
+    "lsh_weighted_cumulation": "kernels.lsh",
 }
 
 __all__ = sorted([*_HOME_OF, *_NEUTRAL])

@@ -41,6 +41,7 @@ from bertkit_tf.calibration import calibrate as calibrate
 from bertkit_tf.integer import freeze as freeze
 from bertkit_tf.kernels.lsh import fast_hash as fast_hash
 from bertkit_tf.kernels.lsh import lsh_cumulation as lsh_cumulation
+from bertkit_tf.kernels.lsh import lsh_weighted_cumulation as lsh_weighted_cumulation
 from bertkit_tf.modeling import TFPreTrainedModel as TFPreTrainedModel
 from bertkit_tf.models.ibert import TFIBertForMaskedLM as TFIBertForMaskedLM
 from bertkit_tf.models.ibert import TFIBertForMultipleChoice as TFIBertForMultipleChoice
@@ -171,5 +172,6 @@ __all__ = [
     "kernels_status",
     "load_model",
     "lsh_cumulation",
+    "lsh_weighted_cumulation",
     "use_kernels",
 ]

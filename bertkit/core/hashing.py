@@ -19,6 +19,15 @@ from bertkit.core.errors import InputError
 SMALLEST_TRANSFORM = 32
 """Heads are zero-padded to a power of two, at least this one (what checkpoints were trained with)."""
 
+LONGEST_CODE = 24
+"""Bits of a code. Longer ones collide only where vectors are equal, and need a table of 2**bits rows."""
+
+MOST_HASHES = 4096
+"""Hash functions. With more of them than a text has tokens, the exact expectation costs less."""
+
+LARGEST_TABLE = 2**28
+"""Numbers in the hash table of one function and one head: 1 GiB of float32."""
+
 
 @dataclass(frozen=True)
 class HashLayout:
@@ -44,25 +53,60 @@ def hash_layout(head_dim: int, num_hash: int, hash_code_len: int) -> HashLayout:
         hash_code_len: bits of a code (tau).
 
     Raises:
-        InputError: listing every number that is not positive, and a code longer than the transform.
+        InputError: listing every number that is out of range.
 
     Example:
         >>> hash_layout(head_dim=64, num_hash=64, hash_code_len=9)
         HashLayout(padded_dim=64, hashes_per_part=7, num_part=10)
     """
-    sizes = {"head_dim": head_dim, "num_hash": num_hash, "hash_code_len": hash_code_len}
-    problems = [f"{name}: got {size}, expected at least 1" for name, size in sizes.items() if size < 1]
+    problems = [] if head_dim >= 1 else [f"head_dim: got {head_dim}, expected at least 1"]
+    problems += hash_problems(num_hash, hash_code_len)
     if problems:
         raise InputError("impossible hash functions", problems)
     padded_dim = max(SMALLEST_TRANSFORM, 1 << (head_dim - 1).bit_length())
-    if hash_code_len > padded_dim:
-        raise InputError(
-            "impossible hash functions",
-            [f"hash_code_len: got {hash_code_len}, expected at most {padded_dim} for head_dim {head_dim}"],
-            "Use shorter codes, or Gaussian projections (use_fast_hash=False).",
-        )
     hashes_per_part = padded_dim // hash_code_len
     return HashLayout(padded_dim, hashes_per_part, math.ceil(num_hash / hashes_per_part))
+
+
+def hash_problems(num_hash: int, hash_code_len: int) -> list[str]:
+    """Why these numbers make no hash functions; empty where they do.
+
+    Example:
+        >>> hash_problems(num_hash=0, hash_code_len=9)
+        ['num_hash: got 0, expected 1 to 4096']
+    """
+    limits = {"num_hash": (num_hash, MOST_HASHES), "hash_code_len": (hash_code_len, LONGEST_CODE)}
+    return [f"{name}: got {size}, expected 1 to {most}" for name, (size, most) in limits.items() if not 1 <= size <= most]
+
+
+def table_problems(hash_code_len: int, width: int) -> list[str]:
+    """Why there can be no hash table with so long codes and rows of so many numbers; empty where there can.
+
+    Example:
+        >>> table_problems(hash_code_len=24, width=64)
+        ['hash_code_len: got 24, expected at most 22 for rows of 64 numbers: a hash table would take 4 GiB']
+    """
+    longest = largest_capacity(width).bit_length() - 1
+    if hash_code_len <= longest:
+        return []
+    size = 4 * width * 2**hash_code_len / 2**30
+    return [f"hash_code_len: got {hash_code_len}, expected at most {longest} for rows of {width} numbers: a hash table would "
+            f"take {size:.3g} GiB"]
+
+
+def largest_capacity(width: int) -> int:
+    """The most buckets of a hash table with rows of `width` numbers."""
+    return min(2**LONGEST_CODE, LARGEST_TABLE // max(1, width))
+
+
+def shape_of_hashes(fast: bool, num_heads: int, head_dim: int, num_hash: int, hash_code_len: int) -> tuple[int, ...]:
+    """The shape of what `random_signs`, where hashing is fast, or `random_projections` draws.
+
+    Raises:
+        InputError: the numbers do not make a hash function.
+    """
+    layout = hash_layout(head_dim, num_hash, hash_code_len)
+    return (num_heads, 3, layout.num_part, layout.padded_dim) if fast else (num_heads, head_dim, num_hash * hash_code_len)
 
 
 def random_signs(
@@ -89,8 +133,7 @@ def random_signs(
         >>> random_signs(seed=0, num_heads=12, head_dim=64, num_hash=64, hash_code_len=9).shape
         (12, 3, 10, 64)
     """
-    layout = hash_layout(head_dim, num_hash, hash_code_len)
-    shape = (num_heads, 3, layout.num_part, layout.padded_dim)
+    shape = shape_of_hashes(True, num_heads, head_dim, num_hash, hash_code_len)
     count = math.prod(shape)
     words = _words(seed, math.ceil(count / 64)).astype("<u8", copy=False)
     bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
@@ -116,17 +159,13 @@ def random_projections(
         `[num_heads, head_dim, num_hash * hash_code_len]`, standard normal.
 
     Raises:
-        InputError: a size is not positive, or the seed is out of range.
+        InputError: the numbers do not make a hash function (see `hash_layout`), or the seed is out of range.
 
     Example:
         >>> random_projections(seed=0, num_heads=2, head_dim=64, num_hash=5, hash_code_len=9).shape
         (2, 64, 45)
     """
-    sizes = {"head_dim": head_dim, "num_hash": num_hash, "hash_code_len": hash_code_len}
-    problems = [f"{name}: got {size}, expected at least 1" for name, size in sizes.items() if size < 1]
-    if problems:
-        raise InputError("impossible hash functions", problems)
-    shape = (num_heads, head_dim, num_hash * hash_code_len)
+    shape = shape_of_hashes(False, num_heads, head_dim, num_hash, hash_code_len)
     count = math.prod(shape)
     uniform = (_words(seed, count + count % 2) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     radius = np.sqrt(-2.0 * np.log1p(-uniform[0::2]))

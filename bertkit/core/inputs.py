@@ -91,6 +91,64 @@ def _show(shape: Shape) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
+def check_operation(name: str, tensors: Mapping[str, tuple[Shape, str]], problems: Sequence[str] = ()) -> None:
+    """Check the tensors that an operation of YOSO is called with.
+
+    The end of a tensor's name says which axes it has: B and L of `mask_BL` are as long as those of the tensors before it. Batch
+    and lengths (B, L, S) may be 0. Codes are int32, masks anything, and all else is in floating point.
+
+    Args:
+        name: the operation.
+        tensors: shape and dtype by argument name.
+        problems: what was found wrong before, to be told in the same error.
+
+    Raises:
+        InputError: listing every problem.
+
+    Example:
+        >>> check_operation("sum", {"value_BSE": ((2, 7, 64), "float32"), "key_mask_BS": ((2, 5), "bool")})
+        Traceback (most recent call last):
+        bertkit.core.errors.InputError: the inputs of sum do not fit together
+          - key_mask_BS: got shape [2, 5], expected [2, 7]
+    """
+    known: dict[str, int] = {}
+    wrong, floats = list(problems), set()
+    for tensor, (shape, dtype) in tensors.items():
+        axes = tensor.rpartition("_")[2]
+        if "codes_" in tensor and dtype != "int32":
+            wrong.append(f"{tensor}: got {dtype}, expected int32")
+        elif "codes_" not in tensor and "mask_" not in tensor:
+            floats.add(dtype)
+            if "float" not in dtype:
+                wrong.append(f"{tensor}: got {dtype}, expected a floating-point dtype")
+        fits = len(shape) == len(axes)
+        for axis, size in zip(axes, shape, strict=True) if fits else ():
+            if size is not None and (known.setdefault(axis, size) != size or (size < 1 and axis not in "BLS")):
+                fits = False
+        if not fits:
+            wrong.append(f"{tensor}: got shape {_show(shape)}, expected [{', '.join(str(known.get(x) or x) for x in axes)}]")
+    if "float64" in floats and len(floats) > 1:
+        wrong.append(f"dtypes: got {', '.join(sorted(floats))}, expected no other one beside float64")
+    if wrong:
+        raise InputError(f"the inputs of {name} do not fit together", wrong)
+
+
+def check_codes(bounds: Mapping[str, Sequence[int]], capacity: int) -> None:
+    """Check that hash codes have a bucket.
+
+    Args:
+        bounds: the least and the greatest code by argument name.
+        capacity: the buckets of a table.
+
+    Raises:
+        InputError: listing every argument with a code outside.
+    """
+    problems = [f"{name}: got codes from {least} to {most}, expected 0 to {capacity - 1}"
+                for name, (least, most) in bounds.items() if least < 0 or most >= capacity]
+    if problems:
+        raise InputError("there are codes without a bucket", problems, "Codes of so many bits need a capacity of 2**bits.")
+
+
 def check_range(name: str, lowest: int, highest: int, rows: int) -> None:
     """Check that indices lie inside a table.
 

@@ -22,6 +22,7 @@ from bertkit.core.config import (
     TokenId,
     configuration,
 )
+from bertkit.core.hashing import hash_problems, table_problems
 from bertkit.core.spec import (
     Param,
     Params,
@@ -112,9 +113,8 @@ class YosoConfig(PretrainedConfig):
         found = super().contradictions()
         if self.conv_window is not None and self.conv_window % 2 == 0:
             found.append(f"conv_window: got {self.conv_window}, expected an odd width, which keeps the length")
-        if self.hash_code_len > 24:
-            found.append(f"hash_code_len: got {self.hash_code_len}, expected at most 24 (a table of 2**bits rows)")
-        return found
+        found += hash_problems(self.num_hash, self.hash_code_len)
+        return found or ([] if self.use_expectation else table_problems(self.hash_code_len, self.head_size))
 
 
 def _attention(config: YosoConfig, layer: int) -> Params:

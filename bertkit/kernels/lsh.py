@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertkit.core.hashing import hash_layout
+from bertkit.core.errors import InputError
+from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, shape_of_hashes, table_problems
+from bertkit.core.inputs import check_codes, check_operation
 from bertkit.kernels import native
 
 LONGEST_PAIRWISE = 8192
@@ -48,7 +50,7 @@ def fast_hash(
         Codes `[B, N, L, num_hash]` and `[B, N, S, num_hash]`, int32, without gradient.
 
     Raises:
-        InputError: the numbers do not make a hash function.
+        InputError: the numbers do not make a hash function, or the tensors do not fit together.
 
     Example:
         >>> from bertkit.core.hashing import random_signs
@@ -57,11 +59,9 @@ def fast_hash(
         >>> fast_hash(x, mask, x, mask, num_hash=5, hash_code_len=9, signs_N3PD=signs)[0].shape
         torch.Size([1, 2, 7, 5])
     """
-    signs_N3PD = signs_N3PD.to(device=query_BNLD.device, dtype=torch.float32)
-    return (
-        _fast_codes(query_BNLD.detach(), query_mask_BL, num_hash, hash_code_len, signs_N3PD),
-        _fast_codes(key_BNSD.detach(), key_mask_BS, num_hash, hash_code_len, signs_N3PD),
-    )
+    wrong = _wrong_hashes("signs_N3PD", signs_N3PD, query_BNLD, num_hash, hash_code_len, True)
+    _check("fast_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD, key_mask_BS=key_mask_BS)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD, True)
 
 
 def gaussian_hash(
@@ -83,6 +83,9 @@ def gaussian_hash(
     Returns:
         Codes `[B, N, L, num_hash]` and `[B, N, S, num_hash]`, int32, without gradient.
 
+    Raises:
+        InputError: the numbers do not make a hash function, or the tensors do not fit together.
+
     Example:
         >>> from bertkit.core.hashing import random_projections
         >>> x, mask = torch.randn(1, 2, 7, 64), torch.ones(1, 7)
@@ -90,15 +93,10 @@ def gaussian_hash(
         >>> gaussian_hash(x, mask, x, mask, num_hash=5, hash_code_len=9, projections_NDK=projections)[0].shape
         torch.Size([1, 2, 7, 5])
     """
-    projections_NDK = projections_NDK.to(device=query_BNLD.device, dtype=torch.float32)
-
-    def codes(x_BNLD: Tensor, mask_BL: Tensor) -> Tensor:
-        with torch.autocast(x_BNLD.device.type, enabled=False):
-            projected_BNLK = x_BNLD.detach().float() @ projections_NDK
-        bits_GMTL = (projected_BNLK > 0).flatten(0, 1).mT.unflatten(1, (num_hash, hash_code_len))
-        return _finished(_codes(bits_GMTL).mT, mask_BL, 1, torch.int32)
-
-    return codes(query_BNLD, query_mask_BL), codes(key_BNSD, key_mask_BS)
+    wrong = _wrong_hashes("projections_NDK", projections_NDK, query_BNLD, num_hash, hash_code_len, False)
+    _check("gaussian_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD,
+           key_mask_BS=key_mask_BS)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, projections_NDK, False)
 
 
 def lsh_cumulation(
@@ -112,12 +110,15 @@ def lsh_cumulation(
 
     Args:
         query_mask_BL, key_mask_BS: a masked query gets 0, a masked key gives nothing.
-        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`.
+        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`, int32.
         value_BNSE: the values.
         hashtable_capacity: 2**hash_code_len, the buckets of a table.
 
     Returns:
         `[B, N, L, E]`, of the dtype of the values.
+
+    Raises:
+        InputError: a code without a bucket, a table that is too large, or tensors that do not fit together.
 
     Example:
         >>> codes = torch.tensor([[[[0], [1], [0]]]], dtype=torch.int32)
@@ -125,6 +126,10 @@ def lsh_cumulation(
         >>> lsh_cumulation(mask, codes, mask, codes, value, hashtable_capacity=2).flatten()
         tensor([5., 2., 5.])
     """
+    _check(
+        "lsh_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        query_codes_BNLM=query_codes_BNLM, key_mask_BS=key_mask_BS, key_codes_BNSM=key_codes_BNSM, value_BNSE=value_BNSE,
+    )
     return _cumulate(
         query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, value_BNSE, hashtable_capacity
     )
@@ -141,7 +146,7 @@ def lsh_weighted_cumulation(
 
     Args:
         query_mask_BL, key_mask_BS: a masked query gets 0, a masked key gives nothing.
-        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`.
+        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`, int32.
         query_weight_BNLW, key_weight_BNSW: the weights.
         value_BNSE: the values.
         hashtable_capacity: 2**hash_code_len, the buckets of a table.
@@ -149,12 +154,20 @@ def lsh_weighted_cumulation(
     Returns:
         `[B, N, L, E]`, of the dtype of the values.
 
+    Raises:
+        InputError: a code without a bucket, a table that is too large, or tensors that do not fit together.
+
     Example:
         >>> codes = torch.tensor([[[[0], [1], [0]]]], dtype=torch.int32)
         >>> mask, x = torch.ones(1, 3), torch.tensor([[[[1.0], [2.0], [4.0]]]])
         >>> lsh_weighted_cumulation(mask, codes, x, mask, codes, x, x, hashtable_capacity=2).flatten()
         tensor([17.,  8., 68.])
     """
+    _check(
+        "lsh_weighted_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        query_codes_BNLM=query_codes_BNLM, query_weight_BNLW=query_weight_BNLW, key_mask_BS=key_mask_BS,
+        key_codes_BNSM=key_codes_BNSM, key_weight_BNSW=key_weight_BNSW, value_BNSE=value_BNSE,
+    )
     return _cumulate_weighted(
         query_mask_BL, query_codes_BNLM, query_weight_BNLW, key_mask_BS, key_codes_BNSM, key_weight_BNSW,
         value_BNSE, hashtable_capacity,
@@ -179,6 +192,8 @@ def expectation_weights(
         >>> expectation_weights(x, x, mask, mask, hash_code_len=2)[0, 0].tolist()
         [[1.0, 0.25], [0.25, 1.0]]
     """
+    _check("expectation_weights", hash_problems(1, hash_code_len), query_BNLD=query_BNLD, key_BNSD=key_BNSD,
+           query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
     kept = (query_mask_BL != 0)[:, None, :, None] & (key_mask_BS != 0)[:, None, None, :]
     with torch.autocast(query_BNLD.device.type, enabled=False):
         cosine_BNLS = _wide(query_BNLD) @ _wide(key_BNSD).mT
@@ -208,6 +223,8 @@ def yoso_expectation(
         >>> yoso_expectation(x, x, x, mask, mask, hash_code_len=2)[0, 0].tolist()
         [[1.0, 0.25], [0.25, 1.0]]
     """
+    _check("yoso_expectation", hash_problems(1, hash_code_len), query_BNLD=query_BNLD, key_BNSD=key_BNSD,
+           value_BNSE=value_BNSE, query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
     return _expectation(query_BNLD, key_BNSD, value_BNSE, query_mask_BL, key_mask_BS, hash_code_len)
 
 
@@ -232,7 +249,7 @@ def yoso_sampling(
         `[B, N, L, E]`, of the dtype of the values; rows are not normalised. The hash itself has no gradient.
 
     Raises:
-        InputError: the numbers do not make a hash function.
+        InputError: the numbers do not make a hash function, or the tensors do not fit together.
 
     Example:
         >>> from bertkit.core.hashing import random_signs
@@ -241,9 +258,12 @@ def yoso_sampling(
         >>> yoso_sampling(x, x, x, mask, mask, 9, 5, True, True, signs).shape
         torch.Size([1, 2, 7, 64])
     """
-    hash_both = fast_hash if use_fast_hash else gaussian_hash
-    query_codes, key_codes = hash_both(
-        query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, hashes
+    wrong = _wrong_hashes("hashes", hashes, query_BNLD, num_hash, hash_code_len, use_fast_hash)
+    wrong += table_problems(hash_code_len, _width(value_BNSE))
+    _check("yoso_sampling", wrong, query_BNLD=query_BNLD, key_BNSD=key_BNSD, value_BNSE=value_BNSE,
+           query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
+    query_codes, key_codes = _hash_both(
+        query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, hashes, use_fast_hash
     )
     return _sampling(
         query_BNLD, key_BNSD, value_BNSE, query_mask_BL, key_mask_BS, query_codes, key_codes, hash_code_len,
@@ -251,7 +271,71 @@ def yoso_sampling(
     )
 
 
+# ---- checks ------------------------------------------------------------------------------
+
+
+def _check(name: str, problems: list[str], **tensors: Tensor) -> None:
+    """Refuse, with one error, what does not fit together."""
+    others = [f"{key}: got {type(x).__name__}, expected a torch.Tensor"
+              for key, x in tensors.items() if not isinstance(x, Tensor)]
+    if others:
+        raise InputError(f"the inputs of {name} do not fit together", others)
+    check_operation(name, {key: (x.shape, str(x.dtype).removeprefix("torch.")) for key, x in tensors.items()}, problems)
+
+
+def _wrong_hashes(
+    name: str, hashes: Tensor, query: Tensor, num_hash: int, hash_code_len: int, fast: bool
+) -> list[str]:
+    problems = hash_problems(num_hash, hash_code_len)
+    if not isinstance(hashes, Tensor):
+        problems.append(f"{name}: got {type(hashes).__name__}, expected a torch.Tensor")
+    if problems or not isinstance(query, Tensor) or query.dim() != 4 or query.shape[3] == 0:
+        return problems
+    expected = shape_of_hashes(fast, query.shape[1], query.shape[3], num_hash, hash_code_len)
+    if hashes.shape != expected:
+        return [f"{name}: got shape {list(hashes.shape)}, expected {list(expected)}"]
+    # Where nothing has to wait for it.
+    if fast and hashes.device.type == "cpu" and not torch.compiler.is_compiling() and not (hashes.abs() == 1).all():
+        return [f"{name}: got other numbers than 1 and -1"]
+    return []
+
+
+def _wrong_capacity(capacity: int, value: Tensor) -> list[str]:
+    most = largest_capacity(_width(value))
+    if 1 <= capacity <= most:
+        return []
+    return [f"hashtable_capacity: got {capacity}, expected 1 to {most} for values of {_width(value)} numbers"]
+
+
+def _width(value: Tensor) -> int:
+    return value.shape[-1] if isinstance(value, Tensor) and value.dim() else 1
+
+
+def _check_codes(capacity: int, query_codes: Tensor, key_codes: Tensor) -> None:
+    codes = {"query_codes_BNLM": query_codes, "key_codes_BNSM": key_codes}
+    bounds = {name: [int(bound) for bound in x.aminmax()] for name, x in codes.items() if x.numel()}
+    check_codes(bounds, capacity)
+
+
 # ---- operators ---------------------------------------------------------------------------
+
+
+def _hash_both(
+    query: Tensor, query_mask: Tensor, key: Tensor, key_mask: Tensor, num_hash: int, hash_code_len: int, hashes: Tensor,
+    fast: bool,
+) -> tuple[Tensor, Tensor]:
+    codes, hashes = _fast_codes if fast else _gaussian_codes, hashes.to(query.device, torch.float32)
+    return (
+        codes(query.detach(), query_mask, num_hash, hash_code_len, hashes),
+        codes(key.detach(), key_mask, num_hash, hash_code_len, hashes),
+    )
+
+
+def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, projections: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        projected_BNLK = x.float() @ projections
+    bits_GMTL = (projected_BNLK > 0).flatten(0, 1).mT.unflatten(1, (num_hash, hash_code_len))
+    return _finished(_codes(bits_GMTL).mT, x.shape[1], mask, 1, torch.int32)
 
 
 def _operator(name: str) -> Callable[[Callable], torch.library.CustomOpDef]:
@@ -286,7 +370,7 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
                 block = _hadamard_transform(block * signs_G3PD1[groups, step])
             bits_GMTL = (block[:, :, :used] > 0).unflatten(2, (-1, hash_code_len)).flatten(1, 2)[:, :num_hash]
             codes_GML[groups, :, columns] = _codes(bits_GMTL)
-    return _finished(codes_GML.mT, mask, 1, torch.int32).contiguous()
+    return _finished(codes_GML.mT, heads, mask, 1, torch.int32).contiguous()
 
 
 @_fast_codes.register_fake
@@ -296,6 +380,13 @@ def _(x, mask, num_hash, hash_code_len, signs):
 
 @_operator("lsh_cumulation")
 def _cumulate(
+    query_mask: Tensor, query_codes: Tensor, key_mask: Tensor, key_codes: Tensor, value: Tensor, capacity: int
+) -> Tensor:
+    _check_codes(capacity, query_codes, key_codes)
+    return _sums(query_mask, query_codes, key_mask, key_codes, value, capacity)
+
+
+def _sums(
     query_mask: Tensor, query_codes: Tensor, key_mask: Tensor, key_codes: Tensor, value: Tensor, capacity: int
 ) -> Tensor:
     if native.serves_lsh(value, _bits(capacity)):
@@ -312,7 +403,7 @@ def _cumulate(
         for m in range(num_hash):
             table.zero_().index_add_(0, (key_codes[groups, :, m] + first_bucket).flatten(), values)
             output += table.index_select(0, (query_codes[groups, :, m] + first_bucket).flatten())
-    return _finished(output_GLE, query_mask, 1.0 / num_hash, value.dtype)
+    return _finished(output_GLE, heads, query_mask, 1.0 / num_hash, value.dtype)
 
 
 @_cumulate.register_fake
@@ -336,6 +427,14 @@ _cumulate.register_autograd(_cumulate_backward, setup_context=_save_cumulate)
 
 @_operator("lsh_weighted_cumulation")
 def _cumulate_weighted(
+    query_mask: Tensor, query_codes: Tensor, query_weight: Tensor, key_mask: Tensor, key_codes: Tensor,
+    key_weight: Tensor, value: Tensor, capacity: int,
+) -> Tensor:
+    _check_codes(capacity, query_codes, key_codes)
+    return _weighted_sums(query_mask, query_codes, query_weight, key_mask, key_codes, key_weight, value, capacity)
+
+
+def _weighted_sums(
     query_mask: Tensor, query_codes: Tensor, query_weight: Tensor, key_mask: Tensor, key_codes: Tensor,
     key_weight: Tensor, value: Tensor, capacity: int,
 ) -> Tensor:
@@ -364,7 +463,7 @@ def _cumulate_weighted(
                 table.index_add_(0, key_buckets, outer_TWE)
                 read_TRE = query_weight_GLW[g, :, columns][query_rows] @ table[query_buckets]
                 output_GLE[g].index_add_(0, query_rows.flatten(), read_TRE.flatten(0, 1))
-    return _finished(output_GLE[:, :-1], query_mask, 1.0 / num_hash, value.dtype)
+    return _finished(output_GLE[:, :-1], heads, query_mask, 1.0 / num_hash, value.dtype)
 
 
 @_cumulate_weighted.register_fake
@@ -400,7 +499,7 @@ def _expectation(
     for rows in _blocks(queries, groups * keys, value.device):
         weights_GRS = _collision_probability(query_GLD[:, rows] @ key_GSD.mT, hash_code_len)
         output_GLE[:, rows] = weights_GRS @ value_GSE
-    return _finished(output_GLE, query_mask, 1, value.dtype)
+    return _finished(output_GLE, value.shape[1], query_mask, 1, value.dtype)
 
 
 @_expectation.register_fake
@@ -442,7 +541,7 @@ def _sampling(
     query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, query_codes: Tensor,
     key_codes: Tensor, hash_code_len: int, lsh_backward: bool,
 ) -> Tensor:
-    return _cumulate(query_mask, query_codes, key_mask, key_codes, value, 2**hash_code_len)
+    return _sums(query_mask, query_codes, key_mask, key_codes, value, 2**hash_code_len)
 
 
 @_sampling.register_fake
@@ -487,9 +586,9 @@ def _sampling_gradients(
     queries, keys, capacity = (query_mask, query_codes), (key_mask, key_codes), 2**hash_code_len
     scale = hash_code_len / 2
     return (
-        _cumulate_weighted(*queries, grad, *keys, value, _wide(key), capacity).mul(scale).to(query.dtype),
-        _cumulate_weighted(*keys, value, *queries, grad, _wide(query), capacity).mul(scale).to(key.dtype),
-        _cumulate(*keys, *queries, grad, capacity).to(value.dtype),
+        _weighted_sums(*queries, grad, *keys, value, _wide(key), capacity).mul(scale).to(query.dtype),
+        _weighted_sums(*keys, value, *queries, grad, _wide(query), capacity).mul(scale).to(key.dtype),
+        _sums(*keys, *queries, grad, capacity).to(value.dtype),
     )
 
 
@@ -521,9 +620,9 @@ def _kept(x_BNLD: Tensor, mask_BL: Tensor) -> Tensor:
     return _wide(x_BNLD).masked_fill((mask_BL == 0)[:, None, :, None], 0.0).flatten(0, 1)
 
 
-def _finished(output_GLE: Tensor, mask_BL: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def _finished(output_GLE: Tensor, heads: int, mask_BL: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Scale, zero the masked rows, and split batch and heads."""
-    output_BNLE = output_GLE.unflatten(0, (len(mask_BL), -1)) * scale
+    output_BNLE = output_GLE.unflatten(0, (len(mask_BL), heads)) * scale
     return output_BNLE.masked_fill((mask_BL == 0)[:, None, :, None], 0).to(dtype)
 
 
@@ -575,6 +674,7 @@ def _blockwise_gradients(
     value_GSE, grad_GLE = _kept(value, key_mask), _kept(grad, query_mask)
     grad_query = torch.empty_like(query_GLD)
     grad_key, grad_value = torch.zeros_like(key_GSD), torch.zeros_like(value_GSE)
+    heads = query.shape[1]
     for rows in _blocks(query_GLD.shape[1], len(query_GLD) * key_GSD.shape[1], query.device):
         weights_GRS = weights_of(rows)
         grad_value += weights_GRS.mT @ grad_GLE[:, rows]
@@ -582,9 +682,9 @@ def _blockwise_gradients(
         grad_query[:, rows] = weights_GRS @ key_GSD
         grad_key += weights_GRS.mT @ query_GLD[:, rows]
     return (
-        _finished(grad_query, query_mask, hash_code_len / 2, query.dtype),
-        _finished(grad_key, key_mask, hash_code_len / 2, key.dtype),
-        _finished(grad_value, key_mask, 1.0, value.dtype),
+        _finished(grad_query, heads, query_mask, hash_code_len / 2, query.dtype),
+        _finished(grad_key, heads, key_mask, hash_code_len / 2, key.dtype),
+        _finished(grad_value, heads, key_mask, 1.0, value.dtype),
     )
 
 

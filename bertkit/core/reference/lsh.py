@@ -4,7 +4,8 @@ Zeng et al., "You Only Sample (Almost) Once: Linear Cost Self-Attention Via Bern
 arXiv 2111.09714.
 
 Loops over hash functions, tables of size [L, S], float64: clear, never fast. The only float32 is inside
-`fast_hash`, whose codes are compared bit for bit.
+`fast_hash`, whose codes are compared bit for bit. What masked rows hold is never read, and a sum takes nothing from rows
+without a weight in it, so that NaN goes nowhere else.
 
 Shape suffixes: B batch, N heads, L queries, S keys, D head size, E value size, M hash functions
 (m in the paper), W weight size, P parts of one fast hash. tau is `hash_code_len`.
@@ -48,7 +49,7 @@ def fast_hash(
         ((1, 2, 7, 5), True)
     """
     def codes(x_BNLD: ArrayLike, mask_BL: ArrayLike) -> Codes:
-        x_BNLD, signs = np.asarray(x_BNLD, np.float32), np.asarray(signs_N3PD, np.float32)
+        x_BNLD, signs = _kept(x_BNLD, mask_BL).astype(np.float32), np.asarray(signs_N3PD, np.float32)
         layout = hash_layout(x_BNLD.shape[-1], num_hash, hash_code_len)
         padding = layout.padded_dim - x_BNLD.shape[-1]
         padded = np.pad(x_BNLD, [(0, 0)] * 3 + [(0, padding)])[:, :, :, None, :]
@@ -84,7 +85,7 @@ def gaussian_hash(
         (1, 2, 7, 5)
     """
     def codes(x_BNLD: ArrayLike, mask_BL: ArrayLike) -> Codes:
-        projected = np.asarray(x_BNLD, np.float64) @ np.asarray(projections_NDK, np.float64)
+        projected = _kept(x_BNLD, mask_BL) @ np.asarray(projections_NDK, np.float64)
         return _codes((projected > 0).reshape(*projected.shape[:3], num_hash, hash_code_len), mask_BL)
 
     return codes(query_BNLD, query_mask_BL), codes(key_BNSD, key_mask_BS)
@@ -119,6 +120,21 @@ def _codes(bits_BNLMT: NDArray[np.bool_], mask_BL: ArrayLike) -> Codes:
 
 def _keep(mask: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(mask) != 0
+
+
+def _kept(x_BNLD: ArrayLike, mask_BL: ArrayLike) -> Float:
+    """Masked rows are zeros."""
+    return np.where(_keep(mask_BL)[:, None, :, None], np.asarray(x_BNLD, np.float64), 0.0)
+
+
+def _sum(weights_BNLS: Float, x_BNSE: ArrayLike) -> Float:
+    """`weights @ x`, where a weight of 0 takes nothing, not even NaN."""
+    x_BNSE = np.asarray(x_BNSE, np.float64)
+    total = np.zeros((*weights_BNLS.shape[:3], x_BNSE.shape[3]))
+    for row in range(x_BNSE.shape[2]):
+        weight = weights_BNLS[..., row, None]
+        total += weight * np.where(weight == 0, 0.0, x_BNSE[:, :, None, row])
+    return total
 
 
 def collision_rate(
@@ -161,7 +177,7 @@ def lsh_cumulation(
         array([5., 2., 5.])
     """
     rate = collision_rate(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM)
-    return rate @ np.asarray(value_BNSE, np.float64)
+    return _sum(rate, value_BNSE)
 
 
 def lsh_weighted_cumulation(
@@ -182,8 +198,8 @@ def lsh_weighted_cumulation(
         `[B, N, L, E]`.
     """
     rate = collision_rate(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM)
-    dots = np.asarray(query_weight_BNLW, np.float64) @ _transpose(key_weight_BNSW)
-    return (rate * dots) @ np.asarray(value_BNSE, np.float64)
+    dots = _kept(query_weight_BNLW, query_mask_BL) @ _transpose(_kept(key_weight_BNSW, key_mask_BS))
+    return _sum(np.where(rate == 0, 0.0, rate * dots), value_BNSE)
 
 
 def expectation_weights(
@@ -206,7 +222,7 @@ def expectation_weights(
         [[1.0, 0.25], [0.25, 1.0]]
     """
     # Rounding makes the dot product of a unit vector with itself exceed 1, where arccos is NaN.
-    cosine = np.clip(np.asarray(query_BNLD, np.float64) @ _transpose(key_BNSD), -1.0, 1.0)
+    cosine = np.clip(_kept(query_BNLD, query_mask_BL) @ _transpose(_kept(key_BNSD, key_mask_BS)), -1.0, 1.0)
     kept = _keep(query_mask_BL)[:, None, :, None] * _keep(key_mask_BS)[:, None, None, :]
     return (1.0 - np.arccos(cosine) / np.pi) ** hash_code_len * kept
 
@@ -221,7 +237,7 @@ def yoso_expectation(
         `[B, N, L, E]`.
     """
     weights = expectation_weights(query_BNLD, key_BNSD, query_mask_BL, key_mask_BS, hash_code_len)
-    return weights @ np.asarray(value_BNSE, np.float64)
+    return _sum(weights, value_BNSE)
 
 
 def yoso_expectation_gradients(
@@ -234,7 +250,8 @@ def yoso_expectation_gradients(
     lower bound, tau / 2 times the probability itself.
     """
     weights = expectation_weights(query_BNLD, key_BNSD, query_mask_BL, key_mask_BS, hash_code_len)
-    return _gradients(weights, query_BNLD, key_BNSD, value_BNSE, hash_code_len, grad_context_BNLE)
+    kept = _kept(value_BNSE, key_mask_BS), hash_code_len, _kept(grad_context_BNLE, query_mask_BL)
+    return _gradients(weights, query_BNLD, key_BNSD, *kept)
 
 
 def yoso_sampling_gradients(
@@ -244,7 +261,8 @@ def yoso_sampling_gradients(
 ) -> tuple[Float, Float, Float]:
     """The sampled gradients of YOSO: those of the expectation, with counted collisions for probabilities."""
     rate = collision_rate(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM)
-    return _gradients(rate, query_BNLD, key_BNSD, value_BNSE, hash_code_len, grad_context_BNLE)
+    kept = _kept(value_BNSE, key_mask_BS), hash_code_len, _kept(grad_context_BNLE, query_mask_BL)
+    return _gradients(rate, query_BNLD, key_BNSD, *kept)
 
 
 def _gradients(
@@ -252,11 +270,10 @@ def _gradients(
     hash_code_len: int, grad_context_BNLE: ArrayLike,
 ) -> tuple[Float, Float, Float]:
     grad_context = np.asarray(grad_context_BNLE, np.float64)
-    grad_weights = (grad_context @ _transpose(value_BNSE)) * weights_BNLS * (hash_code_len / 2)
+    dots = grad_context @ _transpose(value_BNSE)
+    grad_weights = np.where(weights_BNLS == 0, 0.0, dots * weights_BNLS * (hash_code_len / 2))
     return (
-        grad_weights @ np.asarray(key_BNSD, np.float64),
-        _transpose(grad_weights) @ np.asarray(query_BNLD, np.float64),
-        _transpose(weights_BNLS) @ grad_context,
+        _sum(grad_weights, key_BNSD), _sum(_transpose(grad_weights), query_BNLD), _sum(_transpose(weights_BNLS), grad_context),
     )
 
 

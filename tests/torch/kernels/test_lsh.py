@@ -10,6 +10,7 @@ from bertkit.core.hashing import random_projections, random_signs
 from bertkit.core.native import use_kernels
 from bertkit.core.reference import lsh as oracle
 from bertkit.kernels import lsh
+from tests.fixtures import lsh as shared
 from tests.fixtures.native import needs_library
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -245,3 +246,44 @@ def test_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(lsh, "_blocks", by_three)
     for actual, expected in zip(everything(), whole, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+# -- bad input, and none --------------------------------------------------------------------------------------------
+def call(name, given, grad=None):
+    """See tests/fixtures/lsh.py."""
+    given = {key: torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x for key, x in given.items()}
+    leaves = [] if grad is None else [given[key].requires_grad_() for key in shared.DIFFERENTIABLE[name]]
+    found = getattr(lsh, name)(**given)
+    outputs = list(found) if isinstance(found, tuple) else [found]
+    if grad is not None:
+        found.backward(torch.from_numpy(grad))
+    return [x.detach().numpy() for x in (*outputs, *(leaf.grad for leaf in leaves))]
+
+
+@pytest.mark.parametrize("what", shared.BAD)
+def test_what_does_not_fit_is_refused(what):
+    shared.what_does_not_fit_is_refused(call, what)
+
+
+@pytest.mark.parametrize("what", shared.CODES)
+@pytest.mark.parametrize("name", ["lsh_cumulation", "lsh_weighted_cumulation"])
+def test_codes_without_a_bucket_are_refused(name, what):
+    shared.codes_without_a_bucket_are_refused(call, name, what)
+
+
+@pytest.mark.parametrize("sizes", shared.EMPTY.values(), ids=shared.EMPTY)
+@pytest.mark.parametrize("name", shared.OPERATIONS)
+def test_nothing_gives_zeros(name, sizes):
+    shared.nothing_gives_zeros(call, name, sizes)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("name", shared.OPERATIONS)
+def test_masked_rows_hold_anything(name, number):
+    shared.masked_rows_hold_anything(call, name, number)
+
+
+@pytest.mark.parametrize(("name", "of"), [(name, of) for name in shared.OPERATIONS for of in shared.arguments(name)
+                                          if of.startswith(("query_BNLD", "key_BNSD", "query_weight", "key_weight", "value"))])
+def test_nan_stays_where_it_is(name, of):
+    shared.nan_stays_where_it_is(call, name, of)
