@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from torch.nn import functional as F
 from bertkit.core.errors import InputError
 from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, shape_of_hashes, table_problems
 from bertkit.core.inputs import check_codes, check_operation
+from bertkit.core.native import PORTABLE, kernels_status
 from bertkit.kernels import native
 
 LONGEST_PAIRWISE = 8192
@@ -338,6 +341,30 @@ def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, 
     return _finished(_codes(bits_GMTL).mT, x.shape[1], mask, 1, torch.int32)
 
 
+def _kernels(x: Tensor, hash_code_len: int) -> ModuleType | None:
+    """The faster kernels for a tensor: `native` on a CPU, `lsh_triton` on a GPU; None where PyTorch's operations serve."""
+    if native.serves_lsh(x, hash_code_len):
+        return native
+    if not x.is_cuda or x.dtype == torch.float64 or kernels_status().choice == PORTABLE:
+        return None
+    return _kernels_of_gpu(x.device)
+
+
+@functools.cache
+def _kernels_of_gpu(device: torch.device) -> ModuleType | None:
+    """Tried once: Triton may be missing, or lack a C compiler, or not know this GPU."""
+    try:
+        from bertkit.kernels import lsh_triton
+
+        x, mask = torch.ones(1, 1, 1, 1, device=device), torch.ones(1, 1, device=device)
+        lsh_triton.cumulate(mask, x.int(), mask, x.int(), x, 1)
+    except Exception as error:
+        warnings.warn(f"bertkit runs portable kernels on {device}, which are slower: Triton fails with {error!r}. "
+                      "BERTKIT_KERNELS=portable silences this.")
+        return None
+    return lsh_triton
+
+
 def _operator(name: str) -> Callable[[Callable], torch.library.CustomOpDef]:
     """Register a custom operator, computed as written: autocast would take angles in bfloat16."""
 
@@ -356,8 +383,8 @@ def _operator(name: str) -> Callable[[Callable], torch.library.CustomOpDef]:
 def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs: Tensor) -> Tensor:
     batch, heads, count, head_dim = x.shape
     layout = hash_layout(head_dim, num_hash, hash_code_len)
-    if native.serves_lsh(x, hash_code_len):
-        return native.fast_codes(x, mask, num_hash, hash_code_len, signs)
+    if kernels := _kernels(x, hash_code_len):
+        return kernels.fast_codes(x, mask, num_hash, hash_code_len, signs)
     size, parts, used = layout.padded_dim, layout.num_part, layout.hashes_per_part * hash_code_len
     # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
     x_GDL = F.pad(_kept(x, mask).float().mT, (0, 0, 0, size - head_dim))
@@ -389,8 +416,8 @@ def _cumulate(
 def _sums(
     query_mask: Tensor, query_codes: Tensor, key_mask: Tensor, key_codes: Tensor, value: Tensor, capacity: int
 ) -> Tensor:
-    if native.serves_lsh(value, _bits(capacity)):
-        return native.cumulate(query_mask, query_codes, key_mask, key_codes, value, _bits(capacity))
+    if kernels := _kernels(value, _bits(capacity)):
+        return kernels.cumulate(query_mask, query_codes, key_mask, key_codes, value, _bits(capacity))
     batch, heads, _, width = value.shape
     queries, num_hash = query_codes.shape[2:]
     value_GSE = _kept(value, key_mask)
@@ -438,8 +465,8 @@ def _weighted_sums(
     query_mask: Tensor, query_codes: Tensor, query_weight: Tensor, key_mask: Tensor, key_codes: Tensor,
     key_weight: Tensor, value: Tensor, capacity: int,
 ) -> Tensor:
-    if native.serves_lsh(value, _bits(capacity)):
-        return native.cumulate_weighted(
+    if kernels := _kernels(value, _bits(capacity)):
+        return kernels.cumulate_weighted(
             query_mask, query_codes, query_weight, key_mask, key_codes, key_weight, value, _bits(capacity)
         )
     batch, heads, _, width = value.shape
@@ -457,7 +484,7 @@ def _weighted_sums(
             zip(*query_tiles, *key_tiles, strict=True)
         ):
             values_TRE = value_GSE[g][key_rows]
-            for columns in _blocks(query_weight.shape[3], key_rows.shape[0] * width, value.device):
+            for columns in _blocks(query_weight.shape[3], max(len(key_rows), capacity) * width, value.device):
                 outer_TWE = key_weight_GSW[g, :, columns][key_rows].mT @ values_TRE
                 table = outer_TWE.new_zeros(capacity, *outer_TWE.shape[1:])
                 table.index_add_(0, key_buckets, outer_TWE)
@@ -574,8 +601,8 @@ def _sampling_gradients(
     def weights(rows: slice) -> Tensor:
         return _collision_rate(query_codes_GLM[:, rows], key_codes_GSM)
 
-    if native.serves_lsh(query, hash_code_len):
-        return native.sampling_gradients(
+    if kernels := _kernels(query, hash_code_len):
+        return kernels.sampling_gradients(
             query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len
         )
     if query.shape[2] * key.shape[2] <= LONGEST_PAIRWISE**2:

@@ -16,10 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
-from bertkit.core.hashing import hash_layout
+from bertkit.core.errors import InputError
+from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, shape_of_hashes, table_problems
+from bertkit.core.inputs import check_codes, check_operation
 from bertkit_tf.kernels import native
 
 LONGEST_PAIRWISE = 2048
@@ -27,6 +30,9 @@ LONGEST_PAIRWISE = 2048
 
 BLOCK_ROWS = 128
 """Queries whose weights for all keys exist at once."""
+
+LARGEST_TABLES = 2**24
+"""Numbers in the hash tables, of one hash function and some heads, that exist at once: 64 MiB of float32."""
 
 
 def fast_hash(
@@ -48,7 +54,7 @@ def fast_hash(
         Codes `[B, N, L, num_hash]` and `[B, N, S, num_hash]`, int32, without gradient.
 
     Raises:
-        InputError: the numbers do not make a hash function.
+        InputError: the numbers do not make a hash function, or the tensors do not fit together.
 
     Example:
         >>> from bertkit.core.hashing import random_signs
@@ -57,11 +63,9 @@ def fast_hash(
         >>> fast_hash(x, mask, x, mask, num_hash=5, hash_code_len=9, signs_N3PD=signs)[0].shape
         TensorShape([1, 2, 7, 5])
     """
-    signs_N3PD = tf.cast(signs_N3PD, tf.float32)
-    return (
-        _fast_codes(query_BNLD, query_mask_BL, num_hash, hash_code_len, signs_N3PD),
-        _fast_codes(key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD),
-    )
+    wrong = _wrong_hashes("signs_N3PD", signs_N3PD, query_BNLD, num_hash, hash_code_len, True)
+    _check("fast_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD, key_mask_BS=key_mask_BS)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD, True)
 
 
 def gaussian_hash(
@@ -83,6 +87,9 @@ def gaussian_hash(
     Returns:
         Codes `[B, N, L, num_hash]` and `[B, N, S, num_hash]`, int32, without gradient.
 
+    Raises:
+        InputError: the numbers do not make a hash function, or the tensors do not fit together.
+
     Example:
         >>> from bertkit.core.hashing import random_projections
         >>> x, mask = tf.random.normal((1, 2, 7, 64)), tf.ones((1, 7))
@@ -90,16 +97,10 @@ def gaussian_hash(
         >>> gaussian_hash(x, mask, x, mask, num_hash=5, hash_code_len=9, projections_NDK=projections)[0].shape
         TensorShape([1, 2, 7, 5])
     """
-    projections_NDK = tf.cast(projections_NDK, tf.float32)
-
-    def codes(x_BNLD: Tensor, mask_BL: Tensor) -> Tensor:
-        # Not a matmul that broadcasts over the batch: oneDNN's writes past its buffers (TensorFlow 2.21).
-        projected_BNLK = tf.einsum("bnld,ndk->bnlk", tf.cast(x_BNLD, tf.float32), projections_NDK)
-        batch, heads, count, _ = _sizes(projected_BNLK)
-        bits_BNLMT = tf.reshape(projected_BNLK > 0, (batch, heads, count, num_hash, hash_code_len))
-        return _finished(_codes(bits_BNLMT, axis=-1), mask_BL, 1, tf.int32)
-
-    return codes(query_BNLD, query_mask_BL), codes(key_BNSD, key_mask_BS)
+    wrong = _wrong_hashes("projections_NDK", projections_NDK, query_BNLD, num_hash, hash_code_len, False)
+    _check("gaussian_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD,
+           key_mask_BS=key_mask_BS)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, projections_NDK, False)
 
 
 def lsh_cumulation(
@@ -113,12 +114,16 @@ def lsh_cumulation(
 
     Args:
         query_mask_BL, key_mask_BS: a masked query gets 0, a masked key gives nothing.
-        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`.
+        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`, int32.
         value_BNSE: the values.
         hashtable_capacity: 2**hash_code_len, the buckets of a table.
 
     Returns:
         `[B, N, L, E]`, of the dtype of the values.
+
+    Raises:
+        InputError: a code without a bucket, a table that is too large, or tensors that do not fit together. In a graph it is
+            tf.errors.InvalidArgumentError that refuses codes; XLA cannot refuse, and gives NaN.
 
     Example:
         >>> codes = tf.constant([[[[0], [1], [0]]]])
@@ -126,11 +131,16 @@ def lsh_cumulation(
         >>> lsh_cumulation(mask, codes, mask, codes, value, hashtable_capacity=2).numpy().ravel()
         array([5., 2., 5.], dtype=float32)
     """
+    _check(
+        "lsh_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        query_codes_BNLM=query_codes_BNLM, key_mask_BS=key_mask_BS, key_codes_BNSM=key_codes_BNSM, value_BNSE=value_BNSE,
+    )
 
     @tf.custom_gradient
     def cumulate(value_BNSE: Tensor) -> tuple[Tensor, Callable]:
+        checked_BNSE = _with_buckets(value_BNSE, hashtable_capacity, query_codes_BNLM, key_codes_BNSM)
         output_BNLE = _cumulate(
-            query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, value_BNSE, hashtable_capacity
+            query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, checked_BNSE, hashtable_capacity
         )
 
         def gradient(grad_BNLE: Tensor) -> Tensor:
@@ -154,7 +164,7 @@ def lsh_weighted_cumulation(
 
     Args:
         query_mask_BL, key_mask_BS: a masked query gets 0, a masked key gives nothing.
-        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`.
+        query_codes_BNLM, key_codes_BNSM: codes below `hashtable_capacity`, int32.
         query_weight_BNLW, key_weight_BNSW: the weights.
         value_BNSE: the values.
         hashtable_capacity: 2**hash_code_len, the buckets of a table.
@@ -162,13 +172,21 @@ def lsh_weighted_cumulation(
     Returns:
         `[B, N, L, E]`, of the dtype of the values.
 
+    Raises:
+        InputError: a code without a bucket, a table that is too large, or tensors that do not fit together. In a graph it is
+            tf.errors.InvalidArgumentError that refuses codes; XLA cannot refuse, and gives NaN.
+
     Example:
         >>> codes = tf.constant([[[[0], [1], [0]]]])
         >>> mask, x = tf.ones((1, 3)), tf.constant([[[[1.0], [2.0], [4.0]]]])
         >>> lsh_weighted_cumulation(mask, codes, x, mask, codes, x, x, hashtable_capacity=2).numpy().ravel()
         array([17.,  8., 68.], dtype=float32)
     """
-
+    _check(
+        "lsh_weighted_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        query_codes_BNLM=query_codes_BNLM, query_weight_BNLW=query_weight_BNLW, key_mask_BS=key_mask_BS,
+        key_codes_BNSM=key_codes_BNSM, key_weight_BNSW=key_weight_BNSW, value_BNSE=value_BNSE,
+    )
     queries, keys = (query_mask_BL, query_codes_BNLM), (key_mask_BS, key_codes_BNSM)
     capacity = hashtable_capacity
 
@@ -180,7 +198,8 @@ def lsh_weighted_cumulation(
             grad_value = lsh_weighted_cumulation(*keys, key_weight, *queries, query_weight, grad, capacity)
             return tf.cast(grad_query, query_weight.dtype), tf.cast(grad_key, key_weight.dtype), grad_value
 
-        return _cumulate_weighted(*queries, query_weight, *keys, key_weight, value, capacity), gradient
+        checked = _with_buckets(value, capacity, query_codes_BNLM, key_codes_BNSM)
+        return _cumulate_weighted(*queries, query_weight, *keys, key_weight, checked, capacity), gradient
 
     return cumulate(query_weight_BNLW, key_weight_BNSW, value_BNSE)
 
@@ -203,6 +222,8 @@ def expectation_weights(
         >>> expectation_weights(x, x, mask, mask, hash_code_len=2)[0, 0].numpy().tolist()
         [[1.0, 0.25], [0.25, 1.0]]
     """
+    _check("expectation_weights", hash_problems(1, hash_code_len), query_BNLD=query_BNLD, key_BNSD=key_BNSD,
+           query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
     kept_BNLS = _keep(query_mask_BL)[:, None, :, None] & _keep(key_mask_BS)[:, None, None, :]
     cosine_BNLS = tf.matmul(_wide(query_BNLD), _wide(key_BNSD), transpose_b=True)
     weights_BNLS = _collision_probability(cosine_BNLS, hash_code_len)
@@ -232,6 +253,8 @@ def yoso_expectation(
         >>> yoso_expectation(x, x, x, mask, mask, hash_code_len=2)[0, 0].numpy().tolist()
         [[1.0, 0.25], [0.25, 1.0]]
     """
+    _check("yoso_expectation", hash_problems(1, hash_code_len), query_BNLD=query_BNLD, key_BNSD=key_BNSD,
+           value_BNSE=value_BNSE, query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
 
     @tf.custom_gradient
     def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Callable]:
@@ -264,7 +287,7 @@ def yoso_sampling(
         `[B, N, L, E]`, of the dtype of the values; rows are not normalised. The hash itself has no gradient.
 
     Raises:
-        InputError: the numbers do not make a hash function.
+        InputError: the numbers do not make a hash function, or the tensors do not fit together.
 
     Example:
         >>> from bertkit.core.hashing import random_signs
@@ -273,9 +296,12 @@ def yoso_sampling(
         >>> yoso_sampling(x, x, x, mask, mask, 9, 5, True, True, signs).shape
         TensorShape([1, 2, 7, 64])
     """
-    hash_both = fast_hash if use_fast_hash else gaussian_hash
-    query_codes, key_codes = hash_both(
-        query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, hashes
+    wrong = _wrong_hashes("hashes", hashes, query_BNLD, num_hash, hash_code_len, use_fast_hash)
+    wrong += table_problems(hash_code_len, _width(value_BNSE))
+    _check("yoso_sampling", wrong, query_BNLD=query_BNLD, key_BNSD=key_BNSD, value_BNSE=value_BNSE,
+           query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
+    query_codes, key_codes = _hash_both(
+        query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, hashes, use_fast_hash
     )
     masks = query_mask_BL, key_mask_BS
 
@@ -293,7 +319,75 @@ def yoso_sampling(
     return attend(query_BNLD, key_BNSD, value_BNSE)
 
 
+# ---- checks ------------------------------------------------------------------------------
+
+
+def _check(name: str, problems: list[str], **tensors: Tensor) -> None:
+    """Refuse, with one error, what does not fit together; in a graph, as far as shapes are known."""
+    others = [f"{key}: got {type(x).__name__}, expected a tensor" for key, x in tensors.items() if not hasattr(x, "shape")]
+    if others:
+        raise InputError(f"the inputs of {name} do not fit together", others)
+    check_operation(name, {key: (tuple(x.shape), x.dtype.name) for key, x in tensors.items()}, problems)
+
+
+def _wrong_hashes(
+    name: str, hashes: Tensor, query: Tensor, num_hash: int, hash_code_len: int, fast: bool
+) -> list[str]:
+    problems = hash_problems(num_hash, hash_code_len)
+    if not hasattr(hashes, "shape"):
+        problems.append(f"{name}: got {type(hashes).__name__}, expected a tensor")
+    if problems or len(getattr(query, "shape", ())) != 4 or not query.shape[3]:
+        return problems
+    expected = shape_of_hashes(fast, query.shape[1], query.shape[3], num_hash, hash_code_len)
+    if tuple(hashes.shape) != expected:
+        return [f"{name}: got shape {list(hashes.shape)}, expected {list(expected)}"]
+    known = hashes if isinstance(hashes, np.ndarray) else hashes.numpy() if tf.executing_eagerly() else None
+    return [f"{name}: got other numbers than 1 and -1"] if fast and known is not None and (abs(known) != 1).any() else []
+
+
+def _wrong_capacity(capacity: int, value: Tensor) -> list[str]:
+    most = largest_capacity(_width(value))
+    if 1 <= capacity <= most:
+        return []
+    return [f"hashtable_capacity: got {capacity}, expected 1 to {most} for values of {_width(value)} numbers"]
+
+
+def _width(value: Tensor) -> int:
+    shape = getattr(value, "shape", ())
+    return shape[-1] or 1 if len(shape) else 1
+
+
+def _with_buckets(value: Tensor, capacity: int, query_codes: Tensor, key_codes: Tensor) -> Tensor:
+    """The values, where every code has a bucket."""
+    codes = {"query_codes_BNLM": query_codes, "key_codes_BNSM": key_codes}
+    if tf.executing_eagerly():
+        bounds = {name: (int(tf.reduce_min(x)), int(tf.reduce_max(x))) for name, x in codes.items() if tf.size(x) > 0}
+        check_codes(bounds, capacity)
+        return value
+    outside = tf.reduce_any([tf.reduce_any((x < 0) | (x >= capacity)) for x in codes.values()])
+    with tf.control_dependencies([tf.debugging.Assert(~outside, [f"a code is outside of its table of {capacity} buckets"])]):
+        return tf.where(outside, tf.constant(math.nan, value.dtype), value)
+
+
 # ---- the loops ---------------------------------------------------------------------------
+
+
+def _hash_both(
+    query: Tensor, query_mask: Tensor, key: Tensor, key_mask: Tensor, num_hash: int, hash_code_len: int, hashes: Tensor,
+    fast: bool,
+) -> tuple[Tensor, Tensor]:
+    codes, hashes = _fast_codes if fast else _gaussian_codes, tf.cast(hashes, tf.float32)
+    return (
+        codes(query, query_mask, num_hash, hash_code_len, hashes), codes(key, key_mask, num_hash, hash_code_len, hashes)
+    )
+
+
+def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, projections: Tensor) -> Tensor:
+    # Not a matmul that broadcasts over the batch: oneDNN's writes past its buffers (TensorFlow 2.21).
+    projected_BNLK = tf.einsum("bnld,ndk->bnlk", tf.cast(x, tf.float32), projections)
+    batch, heads, count, _ = _sizes(projected_BNLK)
+    bits_BNLMT = tf.reshape(projected_BNLK > 0, (batch, heads, count, num_hash, hash_code_len))
+    return _finished(_codes(bits_BNLMT, axis=-1), mask, 1, tf.int32)
 
 
 def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
@@ -306,15 +400,14 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
     x_GDL = tf.pad(x_GDL, ((0, 0), (0, layout.padded_dim - head_dim), (0, 0)))
     signs_G3PD1 = tf.tile(signs_N3PD, (batch, 1, 1, 1))[..., None]
 
-    def codes(group: tuple[Tensor, Tensor]) -> Tensor:
-        block, signs_3PD1 = group
+    def codes(block: Tensor, signs_3PD1: Tensor) -> Tensor:
         for step in range(3):
             block = _hadamard_transform(block * signs_3PD1[step])
         bits = block[:, : layout.hashes_per_part * hash_code_len] > 0
         bits_MTL = tf.reshape(bits, (layout.num_part * layout.hashes_per_part, hash_code_len, count))
         return _codes(bits_MTL[:num_hash], axis=1)
 
-    codes_GML = tf.map_fn(codes, (x_GDL, signs_G3PD1), fn_output_signature=tf.int32)
+    codes_GML = _map(codes, (x_GDL, signs_G3PD1), tf.int32)
     codes_BNLM = tf.reshape(tf.linalg.matrix_transpose(codes_GML), (batch, heads, count, num_hash))
     return _finished(codes_BNLM, mask, 1, tf.int32)
 
@@ -324,23 +417,34 @@ def _cumulate(
 ) -> Tensor:
     if native.serves_lsh(value, _bits(capacity)):
         return native.cumulate(query_mask, query_codes, key_mask, key_codes, value, _bits(capacity))
-    batch, heads, _, width = _sizes(value)
+    batch, heads, keys, width = _sizes(value)
     queries, num_hash = _sizes(query_codes)[2:]
-    value_RE = tf.reshape(_kept(value, key_mask), (-1, width))
-    first_bucket = tf.range(batch * heads)[:, None] * capacity
-    query_buckets_MGL, key_buckets_MGS = (
-        tf.transpose(_grouped(codes), (2, 0, 1)) + first_bucket for codes in (query_codes, key_codes)
+    # Tables of as many groups as memory holds exist at once.
+    size, count = _division(batch * heads, LARGEST_TABLES // (capacity * width))
+    parts = tuple(
+        tf.reshape(tf.pad(x, ((0, count * size - batch * heads), (0, 0), (0, 0))), (count, size, *_sizes(x)[1:]))
+        for x in (_grouped(query_codes), _grouped(key_codes), _kept(value, key_mask))
     )
 
-    def read(m: Tensor) -> Tensor:
-        key_buckets, query_buckets = (
-            tf.reshape(buckets[m], (-1,)) for buckets in (key_buckets_MGS, query_buckets_MGL)
+    def groups(query_codes_GLM: Tensor, key_codes_GSM: Tensor, value_GSE: Tensor) -> Tensor:
+        first_bucket = tf.range(size)[:, None] * capacity
+        query_buckets_MGL, key_buckets_MGS = (
+            tf.transpose(codes, (2, 0, 1)) + first_bucket for codes in (query_codes_GLM, key_codes_GSM)
         )
-        table = tf.math.unsorted_segment_sum(value_RE, key_buckets, batch * heads * capacity)
-        return tf.gather(table, query_buckets)
+        value_RE = tf.reshape(value_GSE, (size * keys, width))
 
-    output_RE = _sum(read, num_hash, tf.zeros((batch * heads * queries, width), value_RE.dtype))
-    output_BNLE = tf.reshape(output_RE, (batch, heads, queries, width))
+        def read(m: Tensor) -> Tensor:
+            key_buckets, query_buckets = (
+                tf.reshape(buckets[m], (-1,)) for buckets in (key_buckets_MGS, query_buckets_MGL)
+            )
+            table = tf.math.unsorted_segment_sum(value_RE, key_buckets, size * capacity)
+            return tf.gather(table, query_buckets)
+
+        return _sum(read, num_hash, tf.zeros((size * queries, width), value_RE.dtype))
+
+    output = groups(*(x[0] for x in parts)) if isinstance(count, int) and count == 1 else _map(groups, parts, parts[2].dtype)
+    output_GLE = tf.reshape(output, (size * count, queries, width))[: batch * heads]
+    output_BNLE = tf.reshape(output_GLE, (batch, heads, queries, width))
     return _finished(output_BNLE, query_mask, 1.0 / num_hash, value.dtype)
 
 
@@ -352,12 +456,20 @@ def _cumulate_weighted(
         return native.cumulate_weighted(
             query_mask, query_codes, query_weight, key_mask, key_codes, key_weight, value, _bits(capacity)
         )
-    batch, heads, _, width = _sizes(value)
+    batch, heads, keys, width = _sizes(value)
     queries, num_hash = _sizes(query_codes)[2:]
     # The row of zeros behind the last one fills up the tiles.
     value_GSE, key_weight_GSW, query_weight_GLW = (
         tf.pad(_kept(x, mask), ((0, 0), (0, 1), (0, 0)))
         for x, mask in ((value, key_mask), (key_weight, key_mask), (query_weight, query_mask))
+    )
+    # A table has room for as many columns of the weights as memory holds.
+    size, count = _division(_sizes(query_weight)[3], LARGEST_TABLES // (capacity * width))
+    query_weight_GCLW, key_weight_GCSW = (
+        tf.transpose(tf.reshape(
+            tf.pad(x, ((0, 0), (0, 0), (0, size * count - _sizes(x)[2]))), (batch * heads, rows + 1, count, size)
+        ), (0, 2, 1, 3))
+        for x, rows in ((query_weight_GLW, queries), (key_weight_GSW, keys))
     )
     # Masked rows go to a bucket behind the last one, whose tiles are dropped.
     query_codes_GML, key_codes_GMS = (
@@ -365,25 +477,25 @@ def _cumulate_weighted(
         for codes, mask in ((query_codes, query_mask), (key_codes, key_mask))
     )
 
-    def group(parts: tuple[Tensor, ...]) -> Tensor:
-        query_codes_ML, query_weight_LW, key_codes_MS, key_weight_SW, value_SE = parts
-
-        def read(m: Tensor) -> Tensor:
+    def group(
+        query_codes_ML: Tensor, query_weight_CLW: Tensor, key_codes_MS: Tensor, key_weight_CSW: Tensor, value_SE: Tensor
+    ) -> Tensor:
+        def read(step: Tensor) -> Tensor:
+            m, columns = step // count, step % count
             query_rows, query_buckets = _tiles(query_codes_ML[m], capacity)
             key_rows, key_buckets = _tiles(key_codes_MS[m], capacity)
-            weight_TRW, value_TRE = tf.gather(key_weight_SW, key_rows), tf.gather(value_SE, key_rows)
+            weight_TRW, value_TRE = tf.gather(key_weight_CSW[columns], key_rows), tf.gather(value_SE, key_rows)
             outer_TWE = tf.matmul(weight_TRW, value_TRE, transpose_a=True)
             table = tf.math.unsorted_segment_sum(outer_TWE, key_buckets, capacity)
-            read_TRE = tf.gather(query_weight_LW, query_rows) @ tf.gather(table, query_buckets)
+            read_TRE = tf.gather(query_weight_CLW[columns], query_rows) @ tf.gather(table, query_buckets)
             return tf.math.unsorted_segment_sum(
                 tf.reshape(read_TRE, (-1, width)), tf.reshape(query_rows, (-1,)), queries + 1
             )
 
-        return _sum(read, num_hash, tf.zeros((queries + 1, width), value_GSE.dtype))
+        return _sum(read, num_hash * count, tf.zeros((queries + 1, width), value_GSE.dtype))
 
-    output_GLE = tf.map_fn(
-        group, (query_codes_GML, query_weight_GLW, key_codes_GMS, key_weight_GSW, value_GSE),
-        fn_output_signature=value_GSE.dtype,
+    output_GLE = _map(
+        group, (query_codes_GML, query_weight_GCLW, key_codes_GMS, key_weight_GCSW, value_GSE), value_GSE.dtype
     )
     output_BNLE = tf.reshape(output_GLE[:, :-1], (batch, heads, queries, width))
     return _finished(output_BNLE, query_mask, 1.0 / num_hash, value.dtype)
@@ -399,7 +511,7 @@ def _expectation(
         cosine_GRS = tf.matmul(query_GRD, key_GSD, transpose_b=True)
         return tf.matmul(_collision_probability(cosine_GRS, hash_code_len), value_GSE)
 
-    blocks = tf.map_fn(attend, _blocks(_kept(query, query_mask)), fn_output_signature=value_GSE.dtype)
+    blocks = _map(attend, _blocks(_kept(query, query_mask)), value_GSE.dtype)
     output_BNLE = tf.reshape(_unblocked(blocks, queries), (batch, heads, queries, _sizes(value)[3]))
     return _finished(output_BNLE, query_mask, 1.0, value.dtype)
 
@@ -533,13 +645,31 @@ def _sum(term: Callable[[Tensor], Tensor], count: int, zeros: Tensor) -> Tensor:
     return total
 
 
+def _map(function: Callable, parts: Tensor | tuple[Tensor, ...], dtype: tf.DType) -> Tensor:
+    """`tf.map_fn`, also over nothing, of which it would not know the shape: that is mapped as a part of zeros."""
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    count = _sizes(parts[0])[0]
+    if tf.is_tensor(count) or count == 0:
+        paddings = [[[0, tf.cast(tf.equal(count, 0), tf.int32)], *[[0, 0]] * (x.shape.rank - 1)] for x in parts]
+        parts = tuple(tf.ensure_shape(tf.pad(x, y), (None, *x.shape[1:])) for x, y in zip(parts, paddings, strict=True))
+    mapped = tf.map_fn(lambda x: function(*x), parts, fn_output_signature=dtype)
+    return mapped[:count]
+
+
 def _blocks(x_GLD: Tensor) -> Tensor:
     """Cut the rows into blocks `[blocks, G, R, D]`, the last one filled up with zeros."""
     groups, rows, width = _sizes(x_GLD)
-    height = tf.minimum(rows, BLOCK_ROWS) if tf.is_tensor(rows) else min(rows, BLOCK_ROWS)
-    count = (rows + height - 1) // height
+    height, count = _division(rows, BLOCK_ROWS)
     padded = tf.pad(x_GLD, ((0, 0), (0, count * height - rows), (0, 0)))
     return tf.transpose(tf.reshape(padded, (groups, count, height, width)), (1, 0, 2, 3))
+
+
+def _division(count: int | Tensor, most: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """The size of parts, at most `most`, and their number, at least one, that `count` things fill."""
+    dynamic = tf.is_tensor(count) or tf.is_tensor(most)
+    minimum, maximum = (tf.minimum, tf.maximum) if dynamic else (min, max)
+    size = maximum(minimum(count, most), 1)
+    return size, maximum((count + size - 1) // size, 1)
 
 
 def _unblocked(blocks: Tensor, rows: int | Tensor) -> Tensor:

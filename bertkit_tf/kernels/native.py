@@ -131,7 +131,7 @@ def _floats(x: Tensor) -> Tensor:
 
 
 def _mask(mask: Tensor) -> Tensor:
-    return tf.cast(mask != 0, tf.uint8)
+    return tf.cast(tf.cast(mask, tf.bool), tf.uint8)
 
 
 def _of_shape(x: Tensor, *shape: int | None) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from bertkit.core.errors import InputError
 from bertkit.core.hashing import random_projections, random_signs
 from bertkit.core.native import use_kernels
 from bertkit.core.reference import lsh as oracle
 from bertkit_tf.kernels import lsh
+from tests.fixtures import lsh as shared
 from tests.fixtures.native import needs_library
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -222,3 +226,82 @@ def test_cumulations_have_true_gradients(name):
         moved = [x + step if j == i else x for j, x in enumerate(inputs)]
         change = tf.reduce_sum(cumulate(*moved) * direction) - total
         np.testing.assert_allclose(tf.reduce_sum(gradient * step), change, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["lsh_cumulation", "lsh_weighted_cumulation"])
+def test_parts_change_nothing(name, mode, monkeypatch, kernels):
+    """Tables of one group, or of some columns of the weights, at once."""
+    if kernels == "native":
+        pytest.skip("has parts of its own")
+    monkeypatch.setattr(lsh, "LARGEST_TABLES", 4 * 6 * 2)  # of two groups, or two columns
+    given = shared.arguments(name)
+    given.pop("hashtable_capacity")
+    (found,) = shared.expected(name, {**given, "hashtable_capacity": 4}, None)
+    sums = run(mode, lambda *tensors: getattr(lsh, name)(*tensors, 4), *in_order(name, given))
+    assert_close(sums, found)
+
+
+def in_order(name, given):
+    """Arrays in the order of an operation's arguments."""
+    return [given[key] for key in inspect.signature(getattr(lsh, name)).parameters if key in given]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["lsh_cumulation", "lsh_weighted_cumulation"])
+def test_a_graph_refuses_codes_without_a_bucket(name, mode):
+    """XLA cannot, and gives no number."""
+    given = shared.changed(name, shared.CODES["both"][0])
+    given.pop("hashtable_capacity")
+
+    def sums(capacity):
+        return run(mode, lambda *tensors: getattr(lsh, name)(*tensors, capacity), *in_order(name, given))
+
+    if mode == "xla":
+        assert np.isnan(sums(4)).any(axis=(2, 3)).all()
+    else:
+        eager = mode == "eager"
+        with pytest.raises(InputError if eager else tf.errors.InvalidArgumentError,
+                           match="codes from" if eager else "outside of its table"):
+            sums(4)
+
+
+# -- bad input, and none --------------------------------------------------------------------------------------------
+def call(name, given, grad=None):
+    """See tests/fixtures/lsh.py."""
+    given = {key: tf.constant(x) if isinstance(x, np.ndarray) else x for key, x in given.items()}
+    leaves = [] if grad is None else [given[key] for key in shared.DIFFERENTIABLE[name]]
+    with tf.GradientTape() as tape:
+        tape.watch(leaves)
+        found = getattr(lsh, name)(**given)
+    outputs = list(found) if isinstance(found, tuple) else [found]
+    return [x.numpy() for x in (*outputs, *(tape.gradient(found, leaves, output_gradients=grad) if leaves else ()))]
+
+
+@pytest.mark.parametrize("what", shared.BAD)
+def test_what_does_not_fit_is_refused(what):
+    shared.what_does_not_fit_is_refused(call, what)
+
+
+@pytest.mark.parametrize("what", shared.CODES)
+@pytest.mark.parametrize("name", ["lsh_cumulation", "lsh_weighted_cumulation"])
+def test_codes_without_a_bucket_are_refused(name, what):
+    shared.codes_without_a_bucket_are_refused(call, name, what)
+
+
+@pytest.mark.parametrize("sizes", shared.EMPTY.values(), ids=shared.EMPTY)
+@pytest.mark.parametrize("name", shared.OPERATIONS)
+def test_nothing_gives_zeros(name, sizes):
+    shared.nothing_gives_zeros(call, name, sizes)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("name", shared.OPERATIONS)
+def test_masked_rows_hold_anything(name, number):
+    shared.masked_rows_hold_anything(call, name, number)
+
+
+@pytest.mark.parametrize(("name", "of"), [(name, of) for name in shared.OPERATIONS for of in shared.arguments(name)
+                                          if of.startswith(("query_BNLD", "key_BNSD", "query_weight", "key_weight", "value"))])
+def test_nan_stays_where_it_is(name, of):
+    shared.nan_stays_where_it_is(call, name, of)
