@@ -67,6 +67,80 @@ int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job
     return BK_OK;
 }
 
+// -- vectors and their lanes ---------------------------------------------------------------------------------------------
+template <int... kLane>
+using Lanes = std::integer_sequence<int, kLane...>;
+using AllLanes = std::make_integer_sequence<int, kLanes>;
+
+/// The lanes of two vectors, which are numbered on from one to the other, in another order.
+template <int... kLane>
+inline Floats shuffle(Floats x, Floats y, Lanes<kLane...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(x, y, kLane...);
+#else
+    return __builtin_shuffle(x, y, Ints{kLane...});
+#endif
+}
+
+/// Of each 2 * kRun lanes of x and of y the first kRun ones (kPart 0) or the others (kPart 1).
+template <int kRun, int kPart, int... kLane>
+constexpr auto runs(Lanes<kLane...>) {
+    return Lanes<(kLane / kRun % 2 * kLanes + kLane / (2 * kRun) * 2 * kRun + kLane % kRun + kPart * kRun)...>{};
+}
+
+/// The sums of the lanes of x[0], x[1], ... x[2 * kRun - 1], one in each lane of x[0].
+template <int kRun = kLanes / 2>
+inline void add_lanes(Floats* x) {
+    for (int i = 0; i < kRun; ++i) {
+        x[i] = shuffle(x[i], x[i + kRun], runs<kRun, 0>(AllLanes())) + shuffle(x[i], x[i + kRun], runs<kRun, 1>(AllLanes()));
+    }
+    if constexpr (kRun > 1) add_lanes<kRun / 2>(x);
+}
+
+/// x[i][lane] becomes x[lane][i].
+template <int kRun = kLanes / 2>
+inline void transpose(Floats* x) {
+    for (int i = 0; i < kLanes; ++i) {
+        if (i & kRun) continue;
+        const Floats first = shuffle(x[i], x[i + kRun], runs<kRun, 0>(AllLanes()));
+        x[i + kRun] = shuffle(x[i], x[i + kRun], runs<kRun, 1>(AllLanes()));
+        x[i] = first;
+    }
+    if constexpr (kRun > 1) transpose<kRun / 2>(x);
+}
+
+/// Some columns of an array: whole vectors, of which the last may reach beyond the end of a row.
+template <int kVectors>
+struct Row {
+    Floats x[kVectors];
+
+    static Row read(const float* from, int64_t columns) {
+        Row row;
+        if (columns >= kVectors * kLanes) {
+            for (int v = 0; v < kVectors; ++v) row.x[v] = load(from + v * kLanes);
+        } else {
+            float padded[kVectors * kLanes] = {};
+            std::memcpy(padded, from, std::size_t(columns) * sizeof *padded);
+            for (int v = 0; v < kVectors; ++v) row.x[v] = load(padded + v * kLanes);
+        }
+        return row;
+    }
+
+    void write(float* to, int64_t columns) const {
+        if (columns >= kVectors * kLanes) {
+            for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, x[v]);
+        } else {
+            float padded[kVectors * kLanes];
+            for (int v = 0; v < kVectors; ++v) store(padded + v * kLanes, x[v]);
+            std::memcpy(to, padded, std::size_t(columns) * sizeof *padded);
+        }
+    }
+
+    void add(const float* from) {
+        for (int v = 0; v < kVectors; ++v) x[v] += load(from + v * kLanes);
+    }
+};
+
 // -- codes ----------------------------------------------------------------------------------------------------------
 /// Butterflies of three (or two, or one) strides at a time, from `stride` on, over vectors of `size` numbers, one in each lane.
 /// The order of additions is that of the reference, so that signs of sums near zero are, too. With signs, the first ones: each
@@ -107,49 +181,60 @@ struct Hash {
     const bk_lsh_hash& call;
 
     int64_t items_of_group() const { return parts_of(call.rows, kRows); }
-    int64_t bytes() const { return 2 * call.size * int64_t(sizeof(Floats)); }
+    int64_t bytes() const { return (2 * call.size + round_up(call.of.hashes, kLanes)) * int64_t(sizeof(Floats)); }
 
     void work(int64_t item, char* memory) const {
         const int64_t group = item / items_of_group(), begin = item % items_of_group() * kRows;
         const uint8_t* mask = mask_of(call.mask, group / call.of.heads, call.rows);
+        const float* signs = call.signs + group % call.of.heads * 3 * call.parts * call.size;
         auto* vectors = reinterpret_cast<Floats*>(memory);
         for (int64_t row = begin; row < minimum(begin + kRows, call.rows); row += kLanes) {
             const int64_t count = minimum(kLanes, call.rows - row);
-            bool any = false;
-            for (int64_t i = 0; i < count; ++i) any |= keeps(mask, row + i);
             int32_t* codes = call.codes + (group * call.rows + row) * call.of.hashes;
-            if (any) {
-                transpose(group * call.rows + row, count, vectors);
-                hash(call.signs + group % call.of.heads * 3 * call.parts * call.size, vectors, count, codes);
-            }
+            const std::size_t code_bytes = std::size_t(call.of.hashes) * sizeof *codes;
+            read(call.vectors + (group * call.rows + row) * call.width, count, vectors);
+            hash(vectors, signs, vectors + call.size, vectors + 2 * call.size);
+            write(vectors + 2 * call.size, count, codes);
             for (int64_t i = 0; i < count; ++i) {
-                if (!keeps(mask, row + i)) std::memset(codes + i * call.of.hashes, 0, std::size_t(call.of.hashes) * sizeof *codes);
+                if (!keeps(mask, row + i)) std::memset(codes + i * call.of.hashes, 0, code_bytes);
             }
         }
     }
 
-    void transpose(int64_t row, int64_t count, Floats* vectors) const {
-        auto* to = reinterpret_cast<float*>(vectors);
-        std::memset(to, 0, std::size_t(call.size) * sizeof *vectors);
-        const float* from = call.vectors + row * call.width;
-        for (int64_t i = 0; i < count; ++i) {
-            for (int64_t d = 0; d < call.width; ++d) to[d * kLanes + i] = from[i * call.width + d];
+    /// Some rows, one in each lane, filled up with zeros.
+    void read(const float* rows, int64_t count, Floats* columns) const {
+        std::memset(columns, 0, std::size_t(call.size) * sizeof *columns);
+        for (int64_t d = 0; d < call.width; d += kLanes) {
+            Floats x[kLanes] = {};
+            for (int64_t i = 0; i < count; ++i) x[i] = Row<1>::read(rows + i * call.width + d, call.width - d).x[0];
+            transpose(x);
+            std::memcpy(columns + d, x, sizeof x);
         }
     }
 
-    void hash(const float* signs, const Floats* vectors, int64_t count, int32_t* codes) const {
-        Floats* x = const_cast<Floats*>(vectors) + call.size;
+    void hash(const Floats* columns, const float* signs, Floats* x, Floats* codes) const {
         const int64_t bits = call.of.code_bits, hashes_of_part = call.size / bits;
         for (int64_t part = 0; part < call.parts; ++part) {
             for (int64_t step = 0; step < 3; ++step) {
-                hadamard_transform(step == 0 ? vectors : x, signs + (step * call.parts + part) * call.size, x, call.size);
+                hadamard_transform(step == 0 ? columns : x, signs + (step * call.parts + part) * call.size, x, call.size);
             }
             const int64_t first = part * hashes_of_part;
-            const int64_t here = minimum(hashes_of_part, call.of.hashes - first);
-            for (int64_t m = 0; m < here; ++m) {
-                Ints code = {};
-                for (int64_t bit = 0; bit < bits; ++bit) code |= (x[m * bits + bit] > 0) & int32_t(1u << bit);
-                for (int64_t i = 0; i < count; ++i) codes[i * call.of.hashes + first + m] = code[i];
+            for (int64_t m = 0; m < minimum(hashes_of_part, call.of.hashes - first); ++m) {
+                Ints code = {}, bit = code + 1;
+                for (int64_t i = m * bits; i < (m + 1) * bits; ++i, bit += bit) code |= (x[i] > 0) & bit;
+                codes[first + m] = Floats(code);
+            }
+        }
+    }
+
+    void write(const Floats* codes, int64_t count, int32_t* to) const {
+        for (int64_t m = 0; m < call.of.hashes; m += kLanes) {
+            Floats rows[kLanes];
+            std::memcpy(rows, codes + m, sizeof rows);
+            transpose(rows);
+            const int64_t columns = call.of.hashes - m;
+            for (int64_t i = 0; i < count; ++i) {
+                Row<1>{{rows[i]}}.write(reinterpret_cast<float*>(to + i * call.of.hashes + m), columns);
             }
         }
     }
@@ -161,38 +246,6 @@ inline int hash(const bk_lsh_hash& call) {
 }
 
 // -- sums -----------------------------------------------------------------------------------------------------------
-/// Some columns of an array: whole vectors, of which the last may reach beyond the end of a row.
-template <int kVectors>
-struct Row {
-    Floats x[kVectors];
-
-    static Row read(const float* from, int64_t columns) {
-        Row row;
-        if (columns >= kVectors * kLanes) {
-            for (int v = 0; v < kVectors; ++v) row.x[v] = load(from + v * kLanes);
-        } else {
-            float padded[kVectors * kLanes] = {};
-            std::memcpy(padded, from, std::size_t(columns) * sizeof *padded);
-            for (int v = 0; v < kVectors; ++v) row.x[v] = load(padded + v * kLanes);
-        }
-        return row;
-    }
-
-    void write(float* to, int64_t columns) const {
-        if (columns >= kVectors * kLanes) {
-            for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, x[v]);
-        } else {
-            float padded[kVectors * kLanes];
-            for (int v = 0; v < kVectors; ++v) store(padded + v * kLanes, x[v]);
-            std::memcpy(to, padded, std::size_t(columns) * sizeof *padded);
-        }
-    }
-
-    void add(const float* from) {
-        for (int v = 0; v < kVectors; ++v) x[v] += load(from + v * kLanes);
-    }
-};
-
 constexpr int64_t kMostVectors = 8;
 
 /// The vectors, a power of two, that the next columns of so many fill.
@@ -331,36 +384,6 @@ void add_products(const Rows& to, int64_t rows, const Rows& factors, const Rows&
     for (; begin < width; begin += kLanes) add_products_in<1, kTransposed>(to, rows, factors, from, count, begin);
 }
 
-// -- sums over the lanes of vectors -------------------------------------------------------------------------------------
-template <int... kLane>
-using Lanes = std::integer_sequence<int, kLane...>;
-using AllLanes = std::make_integer_sequence<int, kLanes>;
-
-/// The lanes of two vectors, which are numbered on from one to the other, in another order.
-template <int... kLane>
-inline Floats shuffle(Floats x, Floats y, Lanes<kLane...>) {
-#if defined(__clang__)
-    return __builtin_shufflevector(x, y, kLane...);
-#else
-    return __builtin_shuffle(x, y, Ints{kLane...});
-#endif
-}
-
-/// Of each 2 * kRun lanes of x and of y the first kRun ones (kPart 0) or the others (kPart 1).
-template <int kRun, int kPart, int... kLane>
-constexpr auto runs(Lanes<kLane...>) {
-    return Lanes<(kLane / kRun % 2 * kLanes + kLane / (2 * kRun) * 2 * kRun + kLane % kRun + kPart * kRun)...>{};
-}
-
-/// The sums of the lanes of x[0], x[1], ... x[2 * kRun - 1], one in each lane of x[0].
-template <int kRun = kLanes / 2>
-inline void add_lanes(Floats* x) {
-    for (int i = 0; i < kRun; ++i) {
-        x[i] = shuffle(x[i], x[i + kRun], runs<kRun, 0>(AllLanes())) + shuffle(x[i], x[i + kRun], runs<kRun, 1>(AllLanes()));
-    }
-    if constexpr (kRun > 1) add_lanes<kRun / 2>(x);
-}
-
 template <int... kLane>
 constexpr Ints numbered(Lanes<kLane...>) {
     return Ints{kLane...};
@@ -369,8 +392,8 @@ constexpr Ints numbered(Lanes<kLane...>) {
 // -- weighted sums and gradients --------------------------------------------------------------------------------------
 constexpr int kTile = 4;  // queries, and keys, that are worked on together
 
-/// The rows of one side in the order of their codes. Each code begins at a multiple of kTile; where its last rows are fewer, the
-/// first of them stands in for the others.
+/// The rows of one side in the order of their codes. Each code begins at a multiple of kTile; where its last rows are fewer, one
+/// of them stands in for the others.
 struct Buckets {
     int32_t* sizes;   // [capacity + 1]
     int32_t* begins;  // [capacity + 1]
@@ -441,6 +464,8 @@ struct PairSums {
         float *weights, *table;
         Tile* tiles;
         int64_t tile_count;
+
+        float* weights_of(int64_t tile) const { return weights + tile * kTile * kTile; }
     };
 
     Side place_side(Walk& walk, int64_t count, bool has_sums, bool has_rows) const {
@@ -459,8 +484,9 @@ struct PairSums {
     }
 
     Memory place(Walk& walk) const {
-        Memory memory = {place_side(walk, queries.rows, true, both()), place_side(walk, keys.rows, both(), true), nullptr, nullptr,
-                         nullptr, 0};
+        Memory memory = {};
+        memory.queries = place_side(walk, queries.rows, true, both());
+        memory.keys = place_side(walk, keys.rows, both(), true);
         memory.weights = walk.take<float>(kMostTiles * kTile * kTile);
         memory.tiles = walk.take<Tile>(kMostTiles);
         memory.table = walk.take<float>(memory.queries.scores.pitch * memory.keys.rows.pitch);
@@ -503,7 +529,8 @@ struct PairSums {
             return;
         }
         std::memset(rows.data, 0, std::size_t(count * rows.pitch) * sizeof(float));
-        for (int64_t row = 0; row < count; ++row) std::memcpy(rows[row], from + row * columns, std::size_t(columns) * sizeof(float));
+        const std::size_t bytes = std::size_t(columns) * sizeof *from;
+        for (int64_t row = 0; row < count; ++row) std::memcpy(rows[row], from + row * columns, bytes);
     }
     static void clear(Rows& sums, float* to, int64_t count, int64_t columns) {
         if (sums.pitch == columns) sums.data = to;
@@ -542,13 +569,11 @@ struct PairSums {
 
     void add_bucket(Memory& memory, const int32_t* i, int32_t l, const int32_t* j, int32_t s) const {
         const Side &query = memory.queries, &key = memory.keys;
-        const int64_t a = query.scores.pitch, b = key.rows.pitch;
+        const int64_t a = key.scores.pitch, b = key.rows.pitch;
         // What each pair costs, against what a table of a x b numbers costs, to which keys add and which queries read.
         if (int64_t(l) * s * (a + b) > (int64_t(l) + s) * a * b) {
-            add_by_table(memory.table, key.scores.picked(j), key.rows.picked(j), s, query.scores.picked(i), query.sums.picked(i), l);
-            if (both()) {
-                add_by_table(memory.table, query.scores.picked(i), query.rows.picked(i), l, key.scores.picked(j), key.sums.picked(j), s);
-            }
+            add_by_table(memory.table, key, j, s, query, i, l);
+            if (both()) add_by_table(memory.table, query, i, l, key, j, s);
             return;
         }
         for (int32_t q = 0; q < l; q += kTile) {
@@ -560,11 +585,8 @@ struct PairSums {
     }
 
     void add_tiles(Memory& memory) const {
-        const Side &query = memory.queries, &key = memory.keys;
-        const Tile *tiles = memory.tiles, *end = tiles + memory.tile_count;
-        float* weights = memory.weights;
-        for (const Tile* tile = tiles; tile < end; ++tile, weights += kTile * kTile) {
-            weigh(*tile, query.scores, key.scores, weights);
+        for (int64_t t = 0; t < memory.tile_count; ++t) {
+            weigh(memory.tiles[t], memory.queries.scores, memory.keys.scores, memory.weights_of(t));
         }
         add_columns<kVectors>(memory, 0);
         memory.tile_count = 0;
@@ -598,13 +620,13 @@ struct PairSums {
     void add_columns(const Memory& memory, int64_t begin) const {
         const Side &query = memory.queries, &key = memory.keys;
         for (; begin + kVectorsAtOnce * kLanes <= key.rows.pitch; begin += kVectorsAtOnce * kLanes) {
-            const float* weights = memory.weights;
-            for (const Tile* tile = memory.tiles; tile < memory.tiles + memory.tile_count; ++tile, weights += kTile * kTile) {
-                add<kVectorsAtOnce, false>(query.sums, tile->queries, key.rows, tile->keys, weights, begin);
+            for (int64_t t = 0; t < memory.tile_count; ++t) {
+                const Tile& tile = memory.tiles[t];
+                add<kVectorsAtOnce, false>(query.sums, tile.queries, key.rows, tile.keys, memory.weights_of(t), begin);
             }
-            weights = memory.weights;
-            for (const Tile* tile = memory.tiles; both() && tile < memory.tiles + memory.tile_count; ++tile, weights += kTile * kTile) {
-                add<kVectorsAtOnce, true>(key.sums, tile->keys, query.rows, tile->queries, weights, begin);
+            for (int64_t t = 0; both() && t < memory.tile_count; ++t) {
+                const Tile& tile = memory.tiles[t];
+                add<kVectorsAtOnce, true>(key.sums, tile.keys, query.rows, tile.queries, memory.weights_of(t), begin);
             }
         }
         if constexpr (kVectorsAtOnce > 1) add_columns<1>(memory, begin);
@@ -612,7 +634,8 @@ struct PairSums {
 
     /// sums[to[i]] += the sum over j of the weight of i and j * rows[from[j]], for some columns.
     template <int kVectorsAtOnce, bool kToKeys>
-    static void add(const Rows& sums, const int32_t* to, const Rows& rows, const int32_t* from, const float* weights, int64_t begin) {
+    static void add(const Rows& sums, const int32_t* to, const Rows& rows, const int32_t* from, const float* weights,
+                    int64_t begin) {
         float* sum[kTile];
         Floats total[kTile][kVectorsAtOnce];
         for (int i = 0; i < kTile; ++i) {
@@ -631,14 +654,14 @@ struct PairSums {
         }
     }
 
-    /// to[i] += the sum over `count` j of (to_scores[i] . scores[j]) * rows[j], without going through the pairs.
-    static void add_by_table(float* memory, const Rows& scores, const Rows& rows, int64_t count, const Rows& to_scores,
-                             const Rows& to, int64_t to_count) {
-        const int64_t a = scores.pitch, b = rows.pitch;
+    /// The same for all of a bucket without going through its pairs: `to` gets the sums of what `from` has.
+    static void add_by_table(float* memory, const Side& from, const int32_t* rows, int64_t count, const Side& to,
+                             const int32_t* to_rows, int64_t to_count) {
+        const int64_t a = from.scores.pitch, b = from.rows.pitch;
         const Rows table = {memory, b};
         std::memset(table.data, 0, std::size_t(a * b) * sizeof(float));
-        add_products<true>(table, a, scores, rows, count, b);
-        add_products<false>(to, to_count, to_scores, table, a, b);
+        add_products<true>(table, a, from.scores.picked(rows), from.rows.picked(rows), count, b);
+        add_products<false>(to.sums.picked(to_rows), to_count, to.scores.picked(to_rows), table, a, b);
     }
 };
 
@@ -652,8 +675,8 @@ inline int weighted_sum(const bk_lsh_weighted_sum& call) {
 inline int gradients(const bk_lsh_gradients& call) {
     const int code = sum({call.of, call.key_side, call.query_side, call.value_width, call.grads, call.value_grads});
     if (code != BK_OK) return code;
-    return pair_sums({call.of, call.query_side, call.key_side, call.value_width, call.width, call.scale, call.grads, call.values,
-                      call.queries, call.keys, call.query_grads, call.key_grads});
+    return pair_sums({call.of, call.query_side, call.key_side, call.value_width, call.width, call.scale, call.grads,
+                      call.values, call.queries, call.keys, call.query_grads, call.key_grads});
 }
 
 }  // namespace
