@@ -190,7 +190,7 @@ def _launch(kernel: triton.JITFunction, programs: tuple[int, int], *arguments: T
     """Run a kernel where its tensors are, which need not be the current device."""
     if programs[0] and programs[1]:
         with torch.cuda.device_of(arguments[0]):
-            kernel[programs](*arguments, **constants)
+            kernel[programs](*arguments, **constants, enable_fp_fusion=True)
 
 
 # ---- kernels -----------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _hash(vectors, mask, signs, codes, heads, count, width, blocks, num_hash, pa
     places = group.to(tl.int64) * count + rows
     x = _tile(vectors, places, kept, 0, width, SIZE)  # zeros in masked rows, whose codes then are 0
     for step in tl.static_range(3):
-        # A product with 1 or -1 is exact, so that compiling it and a sum to one operation changes no bit.
+        # A product with 1 or -1 is exact, so that fusing it with a sum changes no bit.
         x *= tl.load(signs + ((group % heads * 3 + step) * parts + part) * SIZE + tl.arange(0, SIZE))[None, :]
         for stage in tl.static_range(STAGES):
             x = _butterflies(x, HEIGHT, SIZE, 1 << stage)

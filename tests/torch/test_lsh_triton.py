@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from bertkit import YosoConfig, YosoForSequenceClassification
 from bertkit.core.native import use_kernels
 from bertkit.core.reference import lsh as reference
 from bertkit.kernels import lsh
-from tests.core.test_native_lsh import Case, assert_close, make
+from tests.core.test_native_lsh import Case, make
 
 CASES = {
     "several sequences and heads": lambda: make(2, 2, 20, 25, 64, 64, 2, 3),
@@ -32,10 +33,13 @@ CASES = {
     "hash functions of several transforms": lambda: make(1, 1, 40, 30, 32, 16, 33, 1),
     "full buckets": lambda: make(1, 1, 200, 260, 64, 64, 2, 2, clusters=2),
 }
+IN_PORTIONS = "several sequences and heads"
+HALVES = (torch.bfloat16, torch.float16)
 COUNT = 3000
-"""More than bfloat16 and float16 can count to."""
+"""More than they can count to."""
 ROOT = Path(__file__).parents[2]
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+TRITON = next((tuple(map(int, found.version.split(".")[:2])) for found in metadata.distributions(name="triton")), None)
+needs_triton = pytest.mark.skipif(TRITON is None or TRITON < (3, 7), reason="needs Triton 3.7 or newer")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -85,33 +89,32 @@ def counts(device: str, dtype: torch.dtype) -> np.ndarray:
 
 
 def everything(device: str) -> dict[str, np.ndarray]:
+    from bertkit.kernels import lsh_triton
+
     found = {f"{name}/{key}": x for name, case in CASES.items() for key, x in results(spoiled(case()), device).items()}
-    return found | {str(dtype): counts(device, dtype) for dtype in (torch.bfloat16, torch.float16)}
+    with mock.patch.object(lsh_triton, "LARGEST_TABLES", 1024):  # two groups and one hash function at a time
+        portions = results(CASES[IN_PORTIONS](), device)
+    return (found | {f"{IN_PORTIONS} in portions/{key}": x for key, x in portions.items()}
+            | {str(dtype): counts(device, dtype) for dtype in HALVES})
 
 
-@pytest.fixture(scope="module", params=[pytest.param("interpreter", marks=[needs_triton, pytest.mark.slow]),
-                                        pytest.param("cuda", marks=needs_gpu)])
-def found(request, tmp_path_factory) -> dict[str, np.ndarray]:
-    if request.param == "cuda":
-        return everything("cuda")
-    file = tmp_path_factory.mktemp("triton") / "found.npz"
+def interpreted(file: Path) -> dict[str, np.ndarray]:
     subprocess.run([sys.executable, "-m", __name__, str(file)], cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"},
                    check=True)
     return dict(np.load(file))
 
 
-@pytest.mark.parametrize("name", CASES, ids=lambda name: name.replace(" ", "-"))
-def test_results_are_those_of_the_oracle(found, name):
-    for key, wanted in expected(CASES[name]()).items():
-        if key.endswith("codes"):
-            np.testing.assert_array_equal(found[f"{name}/{key}"], wanted)
-        else:
-            assert_close(found[f"{name}/{key}"], wanted)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_summed_in_float32(found, dtype):
-    np.testing.assert_array_equal(found[str(dtype)], torch.tensor(COUNT, dtype=dtype).item())
+@pytest.mark.parametrize("device", [pytest.param("interpreter", marks=[needs_triton, pytest.mark.slow]),
+                                    pytest.param("cuda", marks=needs_gpu)])
+def test_results_are_those_of_the_oracle(device, tmp_path):
+    found = everything("cuda") if device == "cuda" else interpreted(tmp_path / "found.npz")
+    wanted = {f"{name}/{key}": x for name, case in CASES.items() for key, x in expected(case()).items()}
+    wanted |= {f"{IN_PORTIONS} in portions/{key}": x for key, x in expected(CASES[IN_PORTIONS]()).items()}
+    wanted |= {str(dtype): np.full((2, 1, 5, 8), torch.tensor(COUNT, dtype=dtype).item()) for dtype in HALVES}
+    assert found.keys() == wanted.keys()
+    for name, x in wanted.items():
+        tolerance = 0 if name.endswith("codes") else 1e-5 * max(1.0, np.abs(x).max(initial=0))
+        np.testing.assert_allclose(found[name], x, rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.slow
@@ -130,6 +133,7 @@ def test_kernels_compile_without_a_gpu(count, dtype, monkeypatch, tmp_path):
     launched = {}
 
     def record(kernel, programs, *arguments, num_warps=4, **constants):
+        options = {"num_warps": num_warps, "enable_fp_fusion": True}
         signature = {}
         for parameter, argument in zip(kernel.params, arguments, strict=False):
             if isinstance(argument, torch.Tensor):
@@ -140,7 +144,7 @@ def test_kernels_compile_without_a_gpu(count, dtype, monkeypatch, tmp_path):
                 signature[parameter.name] = "i32"
         constexprs = {(kernel.arg_names.index(name),): x for name, x in constants.items()}
         signature |= dict.fromkeys(constants, "constexpr")
-        launched[kernel] = (ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs), num_warps)
+        launched[kernel] = (ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs), options)
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(lsh_triton, "_launch", record)
@@ -149,8 +153,8 @@ def test_kernels_compile_without_a_gpu(count, dtype, monkeypatch, tmp_path):
     codes = torch.zeros(count, count, count, count, dtype=torch.int32)
     lsh_triton.sampling_gradients(x, x, x, mask, mask, codes, codes, x, 9)
     assert len(launched) == 4
-    for source, num_warps in launched.values():
-        compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": num_warps})
+    for source, options in launched.values():
+        compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
         assert compiled.asm["cubin"]
         assert "atom." not in compiled.asm["ptx"] and ".ftz" not in compiled.asm["ptx"]
 
