@@ -679,7 +679,18 @@ def _blocks(count: int, elements_each: int, device: torch.device) -> Iterator[sl
 
 def _collision_probability(cosine: Tensor, hash_code_len: int) -> Tensor:
     # Rounding makes the dot product of a unit vector with itself exceed 1, where acos is NaN.
-    return (1.0 - torch.acos(cosine.clamp(-1.0, 1.0)) / math.pi) ** hash_code_len
+    return _power(1.0 - torch.acos(cosine.clamp(-1.0, 1.0)) / math.pi, hash_code_len)
+
+
+def _power(x: Tensor, exponent: int) -> Tensor:
+    """`x**exponent` by squaring, several times as fast as powers of floats are."""
+    power = None
+    while exponent > 0:
+        if exponent % 2 == 1:
+            power = x if power is None else power * x
+        exponent //= 2
+        x = x * x if exponent > 0 else x
+    return power
 
 
 def _collision_rate(query_codes_GRM: Tensor, key_codes_GSM: Tensor) -> Tensor:
