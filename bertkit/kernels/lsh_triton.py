@@ -120,7 +120,7 @@ def _rows(x_BNLD: Tensor) -> Tensor:
 def _zeros(rows_BNL: Tensor, value_BNSE: Tensor) -> Tensor:
     """Room for the sums of so many rows and values so wide, `[G, L, E]`."""
     batch, heads, count = rows_BNL.shape[:3]
-    return torch.zeros(batch * heads, count, value_BNSE.shape[3], device=value_BNSE.device)
+    return torch.zeros(batch * heads, count, value_BNSE.shape[3], dtype=torch.float32, device=value_BNSE.device)
 
 
 def _finished(sums_GLE: Tensor, scale: float, rows_BNL: Tensor, value_BNSE: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _add_sums(sums_GLE: Tensor, query_codes_GLM: Tensor, keys: _Buckets, value_G
     """Add up the values of each bucket in a table, and let each query read the buckets of its codes."""
     groups, queries, hashes = query_codes_GLM.shape
     count, width = value_GSE.shape[1:]
-    table_MGCE = torch.empty(hashes, groups, capacity, width, device=value_GSE.device)
+    table_MGCE = torch.empty(hashes, groups, capacity, width, dtype=torch.float32, device=value_GSE.device)
     columns = _power_of_two(width, WIDEST)
     _launch(_sum_buckets, (hashes * groups * capacity, triton.cdiv(width, columns)), value_GSE, *keys, table_MGCE, groups,
             count, capacity, width, HEIGHT=16, COLUMNS=columns, num_warps=1)
@@ -231,15 +231,14 @@ def _butterflies(x, HEIGHT: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constex
 @triton.jit(do_not_specialize=["groups", "count"])
 def _sum_buckets(values, rows, starts, table, groups, count, capacity, width, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr):
     """A program: one bucket of a hash function and group."""
-    bucket = tl.program_id(0).to(tl.int64)
-    segment, first_column = bucket // capacity, tl.program_id(1) * COLUMNS
-    start, stop = _limits(starts, segment, bucket % capacity, capacity)
+    segment, first_column = (tl.program_id(0) // capacity).to(tl.int64), tl.program_id(1) * COLUMNS
+    start, stop = _limits(starts, segment, tl.program_id(0) % capacity, capacity)
     total = tl.zeros([HEIGHT, COLUMNS], tl.float32)
     for at in range(start, stop, HEIGHT):
         places, there = _places(rows, at, stop, segment, groups, count, HEIGHT)
         total += _tile(values, places, there, first_column, width, COLUMNS)
     columns = first_column + tl.arange(0, COLUMNS)
-    tl.store(table + bucket * width + columns, tl.sum(total, axis=0), mask=columns < width)
+    tl.store(table + tl.program_id(0).to(tl.int64) * width + columns, tl.sum(total, axis=0), mask=columns < width)
 
 
 @triton.jit(do_not_specialize=["groups", "blocks", "count", "hashes"])
