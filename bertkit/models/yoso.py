@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertkit.core.errors import InputError
-from bertkit.core.hashing import hash_layout, random_projections, random_signs
+from bertkit.core.hashing import random_projections, random_signs, shape_of_hashes
 from bertkit.core.yoso import POSITION_OFFSET, YOSO, YosoConfig
 from bertkit.heads import (
     ChoiceScorer,
@@ -94,11 +94,10 @@ class YosoSelfAttention(nn.Module):
         """The hash functions of this call."""
         if self.hashes is not None:
             return self.hashes
-        heads = like.shape[1]
-        if not self.fast:
-            return torch.randn(heads, self.head_size, self.num_hash * self.code_length, device=like.device)
-        layout = hash_layout(self.head_size, self.num_hash, self.code_length)
-        return torch.randint(0, 2, (heads, 3, layout.num_part, layout.padded_dim), device=like.device) * 2 - 1
+        shape = shape_of_hashes(self.fast, like.shape[1], self.head_size, self.num_hash, self.code_length)
+        if self.fast:
+            return torch.randint(0, 2, shape, device=like.device) * 2 - 1
+        return torch.randn(shape, device=like.device)
 
     def forward(self, hidden: Tensor, mask_BS: Tensor, head_mask: Tensor | None,
                 want_probabilities: bool) -> tuple[Tensor, Tensor | None]:
@@ -114,8 +113,8 @@ class YosoSelfAttention(nn.Module):
                                  self.fast, self.lsh_backward, hashes)
 
         context_BNLD = unit_vectors(collisions_with(value_BNSD))
-        if self.conv is not None:
-            context_BNLD = context_BNLD + self.conv(value_BNSD * mask_BS[:, None, :, None].to(value_BNSD.dtype))
+        if self.conv is not None and value_BNSD.shape[2]:  # PyTorch convolves no tokens at all into an error
+            context_BNLD = context_BNLD + self.conv(value_BNSD.masked_fill((mask_BS == 0)[:, None, :, None], 0.0))
         if head_mask is not None:
             context_BNLD = context_BNLD * (head_mask.view(-1, 1, 1) if head_mask.dim() == 1 else head_mask)
         weights = None

@@ -327,7 +327,7 @@ def _check(name: str, problems: list[str], **tensors: Tensor) -> None:
     others = [f"{key}: got {type(x).__name__}, expected a tensor" for key, x in tensors.items() if not hasattr(x, "shape")]
     if others:
         raise InputError(f"the inputs of {name} do not fit together", others)
-    check_operation(name, {key: (tuple(x.shape), x.dtype.name) for key, x in tensors.items()}, problems)
+    check_operation(name, {key: (tuple(x.shape), tf.as_dtype(x.dtype).name) for key, x in tensors.items()}, problems)
 
 
 def _wrong_hashes(

@@ -11,6 +11,7 @@ where they can.
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,20 @@ def level() -> str:
 
     What is being traced for XLA is portable.
     """
-    return native.PORTABLE if _under_xla() else native.level()
+    return native.PORTABLE if _under_xla() or native.level() == native.PORTABLE or _refused() else native.level()
+
+
+@functools.cache
+def _refused() -> str | None:
+    """What TensorFlow says where it cannot load the operations: portable code serves then, unless others are asked for."""
+    try:
+        _operations()
+        return None
+    except BackendError as error:
+        if native.kernels_status().choice != "auto":
+            raise
+        warnings.warn(f"bertkit runs portable kernels, which are slower: {error}", stacklevel=2)
+        return str(error)
 
 
 @tf.autograph.experimental.do_not_convert

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from bertkit.core.errors import InputError
-from bertkit.core.hashing import hash_layout, random_projections, random_signs
+from bertkit.core.hashing import random_projections, random_signs, shape_of_hashes
 from bertkit.core.yoso import POSITION_OFFSET, YOSO, YosoConfig
 from bertkit_tf.heads import (
     ChoiceScorer,
@@ -121,13 +121,10 @@ class YosoSelfAttention(Block):
         """The hash functions of this call."""
         if self.hashes is not None:
             return tf.convert_to_tensor(self.hashes)
-        heads = like.shape[1]
-        if not self.fast:
-            shape = [heads, self.head_size, self.num_hash * self.code_length]
-            return tf.random.stateless_normal(shape, next_seed())
-        layout = hash_layout(self.head_size, self.num_hash, self.code_length)
-        shape = [heads, 3, layout.num_part, layout.padded_dim]
-        return tf.random.stateless_uniform(shape, next_seed(), 0, 2, tf.int32) * 2 - 1
+        shape = shape_of_hashes(self.fast, like.shape[1], self.head_size, self.num_hash, self.code_length)
+        if self.fast:
+            return tf.random.stateless_uniform(shape, next_seed(), 0, 2, tf.int32) * 2 - 1
+        return tf.random.stateless_normal(shape, next_seed())
 
     def call(self, hidden: tf.Tensor, mask_BS: tf.Tensor, head_mask: tf.Tensor | None,
              want_probabilities: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -144,7 +141,8 @@ class YosoSelfAttention(Block):
 
         context_BNLD = normalize(collisions_with(value_BNSD))
         if self.conv is not None:
-            context_BNLD = context_BNLD + self.conv(value_BNSD * tf.cast(mask_BS, value_BNSD.dtype)[:, None, :, None])
+            kept_B1S1 = tf.cast(mask_BS, tf.bool)[:, None, :, None]
+            context_BNLD = context_BNLD + self.conv(tf.where(kept_B1S1, value_BNSD, tf.zeros((), value_BNSD.dtype)))
         if head_mask is not None:
             head_mask = tf.cast(head_mask, context_BNLD.dtype)
             context_BNLD *= tf.reshape(head_mask, [-1, 1, 1]) if head_mask.shape.rank == 1 else head_mask

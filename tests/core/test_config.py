@@ -199,6 +199,10 @@ def test_bad_values(values, parts):
     (IBertConfig, {"force_dequant": "all", "quant_mode": "yes"}, ["quant_mode: got 'yes'", "force_dequant: got 'all'"]),
     (YosoConfig, {"conv_window": 4, "hash_code_len": 60}, ["conv_window: got 4", "hash_code_len: got 60"]),
     (YosoConfig, {"hash_seed": -1, "num_hash": 0}, ["num_hash: got 0", "hash_seed: got -1"]),
+    (YosoConfig, {"num_hash": 10**6, "hash_code_len": 25},
+     ["num_hash: got 1000000, expected 1 to 4096", "hash_code_len: got 25, expected 1 to 24"]),
+    (YosoConfig, {"hash_code_len": 23, "use_expectation": False},
+     ["hash_code_len: got 23, expected at most 22 for rows of 64 numbers: a hash table would take 2 GiB"]),
     (MobileBertConfig, {"embedding_size": 600}, ["embedding_size: got 600"]),
     (MobileBertConfig, {"intra_bottleneck_size": 30}, ["num_attention_heads", "30"]),
     (MobileBertConfig, {"normalization_type": "rms"}, ["normalization_type: got 'rms'", "'no_norm'"]),
@@ -206,6 +210,11 @@ def test_bad_values(values, parts):
 def test_bad_values_of_one_variant(cls, values, parts):
     with refused(*parts):
         cls(**values)
+
+
+def test_an_expectation_needs_no_table():
+    assert YosoConfig(hash_code_len=24).use_expectation
+    assert YosoConfig(hash_code_len=24, hidden_size=96, use_expectation=False).head_size == 8
 
 
 def test_values_set_by_hand_are_checked_before_they_are_written(tmp_path):

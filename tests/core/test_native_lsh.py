@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +128,22 @@ def test_threads_change_nothing(count):
         results.append((codes, sums, *grads))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_several_callers_at_once_each_get_their_own():
+    cases = [CASES[name]() for name in ("as trained", "odd widths", "full buckets")]
+
+    def run(case):
+        codes = case.codes()
+        return [native_lsh.sampling_gradients(case.query, case.key, case.value, *case.masks, *codes, case.grad,
+                                              case.hash_code_len, Threads(LEVELS[-1], 2)) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        for case, found in zip(cases, pool.map(run, cases), strict=True):
+            (wanted, *_) = run(case)
+            for grads in found:
+                for one, other in zip(grads, wanted, strict=True):
+                    np.testing.assert_array_equal(one, other)
 
 
 def test_what_masked_rows_hold_is_never_read():

@@ -3,6 +3,7 @@
 from collections import UserDict
 from types import MappingProxyType
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -211,6 +212,66 @@ def test_masks_of_rank_three(variant):
     model, x = make(variant), cases.features(variant, lengths=(9, 4, 7))
     mask = np.repeat(x["attention_mask"][:, None], 9, 1)
     assert_same(model({**x, "attention_mask": mask}), model(x), 1e-6)
+
+
+# -- YOSO's hash functions ------------------------------------------------------------------------------------------
+ATTENTIONS = [{}, {"use_expectation": False, "hash_seed": 0}, {"use_expectation": False, "hash_seed": 0, "conv_window": 3}]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "gaussian"])
+def test_sampling_repeats_with_a_seed_of_its_own_or_of_everything(fast, mode):
+    """That of TensorFlow or Keras decides where the model has none, but not in XLA; a graph that is traced anew begins anew."""
+    x, options = cases.features("yoso"), {"num_hidden_layers": 1, "use_expectation": False, "use_fast_hash": fast}
+    seeded, free = (make("yoso", hash_seed=seed, **options) for seed in (1, None))
+
+    def two_calls(model):
+        call = lambda: model(x).last_hidden_state  # noqa: E731
+        call = call if mode == "eager" else tf.function(call, jit_compile=mode == "xla")
+        return call().numpy(), call().numpy()
+
+    first, second = two_calls(seeded)
+    assert (first == second).all()
+    for set_seed in (tf.random.set_seed, keras.utils.set_random_seed) if mode != "xla" else ():
+        set_seed(3)
+        first, second = two_calls(free)
+        set_seed(3)
+        again = two_calls(free)
+        assert (again[0] == first).all() and (again[1] == second).all()
+        assert (first != second).any()
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("changes", ATTENTIONS, ids=cases.name_of)
+def test_yoso_takes_any_length_and_nothing(changes, graph):
+    model = make("yoso", num_hidden_layers=1, **changes)
+
+    def gradients(ids):
+        with tf.GradientTape() as tape:
+            hidden = model(ids).last_hidden_state
+        return hidden, tape.gradient(hidden, model.embeddings.position_embeddings.trainable_variables)
+
+    call = tf.function(gradients, input_signature=[tf.TensorSpec((None, None), tf.int32)]) if graph else gradients
+    for shape in ((1, 1), (2, 17), (2, 0), (0, 5), (0, 0)):
+        hidden, grads = call(tf.fill(shape, 5))
+        assert hidden.shape == (*shape, 16) and np.isfinite(hidden).all()
+        assert all(np.isfinite(tf.convert_to_tensor(grad)).all() for grad in grads)
+
+
+@pytest.mark.parametrize("changes", ATTENTIONS, ids=cases.name_of)
+def test_yoso_never_reads_what_padding_holds(changes):
+    """Not even NaN, beside which a convolution lies, too; and a sequence of padding alone has finite gradients."""
+    model, mask = make("yoso", num_hidden_layers=1, **changes), np.ones((3, 9), bool)
+    mask[0, 2], mask[1] = False, False
+    clean = np.random.default_rng(0).normal(size=(3, 9, 16)).astype(np.float32)
+    dirty = clean.copy()
+    dirty[0, 2] = np.nan
+    with tf.GradientTape() as tape:
+        clean, dirty = (model(inputs_embeds=x, attention_mask=mask).last_hidden_state for x in (clean, dirty))
+        loss = tf.reduce_sum(clean**2)
+    np.testing.assert_array_equal(clean.numpy()[mask], dirty.numpy()[mask])
+    grads = tape.gradient(loss, model.trainable_variables)
+    assert all(np.isfinite(tf.convert_to_tensor(grad)).all() for grad in grads if grad is not None)
 
 
 def test_yoso_refuses_masks_of_rank_three():

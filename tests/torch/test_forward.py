@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -246,6 +247,9 @@ def test_activations(variant, act):
 
 
 # -- YOSO's hash functions --------------------------------------------------------------------------------------
+ATTENTIONS = [{}, {"use_expectation": False, "hash_seed": 0}, {"use_expectation": False, "hash_seed": 0, "conv_window": 3}]
+
+
 def test_a_seed_makes_sampling_repeatable():
     inputs = features("yoso")
     seeded = make("yoso", use_expectation=False, hash_seed=1)
@@ -261,6 +265,22 @@ def test_a_seed_makes_sampling_repeatable():
     first = free(**inputs)
     torch.manual_seed(5)
     assert_same(free(**inputs), first, 0)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_compiled_model_draws_its_hash_functions_as_an_eager_one(fast, seed):
+    torch.compiler.reset()
+    inputs = features("yoso")
+    model = make("yoso", num_hidden_layers=1, use_expectation=False, use_fast_hash=fast, hash_seed=seed)
+    found = []
+    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(5)
+        found += [call(**inputs), call(**inputs)]
+    assert_same(found[2], found[0], 1e-6)
+    assert_same(found[3], found[1], 1e-6)
+    with pytest.raises(AssertionError) if seed is None else nullcontext():
+        assert_same(found[1], found[0], 0)
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -281,10 +301,29 @@ def test_sampling_nears_the_expectation(fast):
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
-def test_yoso_takes_any_length():
-    model = make("yoso", use_expectation=False, hash_seed=0)
+@pytest.mark.parametrize("changes", ATTENTIONS, ids=cases.name_of)
+def test_yoso_takes_any_length_and_nothing(changes):
+    model = make("yoso", **changes)
     for length in (1, 2, 17, 24):
         assert torch.isfinite(model(**features("yoso", length=length)).last_hidden_state).all()
+    for shape in ((2, 0), (0, 5), (0, 0)):
+        hidden = model(torch.full(shape, 5)).last_hidden_state
+        assert hidden.shape == (*shape, 16)
+        hidden.sum().backward()
+
+
+@pytest.mark.parametrize("changes", ATTENTIONS, ids=cases.name_of)
+def test_yoso_never_reads_what_padding_holds(changes):
+    """Not even NaN, beside which a convolution lies, too; and a sequence of padding alone has finite gradients."""
+    model, mask = make("yoso", **changes), torch.ones(3, 9)
+    mask[0, 2], mask[1] = 0, 0
+    clean = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0))
+    dirty = clean.clone()
+    dirty[0, 2] = torch.nan
+    found = [model(inputs_embeds=x, attention_mask=mask).last_hidden_state[mask != 0] for x in (clean, dirty)]
+    assert torch.equal(*found)
+    model(inputs_embeds=clean, attention_mask=mask).last_hidden_state.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize("scale", [1e6, 1e8])

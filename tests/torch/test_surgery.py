@@ -226,6 +226,22 @@ def test_gradient_checkpointing_changes_nothing(variant, changes, options):
     assert len(calls) == 6
 
 
+@pytest.mark.parametrize("options", [None, {"use_reentrant": True}], ids=["default", "reentrant"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "gaussian"])
+def test_checkpointing_in_mixed_precision_draws_the_same_hash_functions(fast, options):
+    model = make("yoso", "ForMaskedLM", use_expectation=False, use_fast_hash=fast, hidden_dropout_prob=0.2).train()
+    inputs, found = everything("yoso", "ForMaskedLM"), []
+    for switch in (model.gradient_checkpointing_disable, lambda: model.gradient_checkpointing_enable(options)):
+        switch()
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+        found.append({"loss": loss.detach(), **gradients(model)})
+    assert_same(found[1], found[0], 5e-3)
+
+
 @each_class
 def test_number_of_parameters(variant, task):
     model = make(variant, task)

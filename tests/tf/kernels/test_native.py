@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import keras
@@ -13,7 +14,7 @@ from bertkit.core import native as core
 from bertkit.core.errors import BackendError
 from bertkit_tf.kernels import native
 from tests.fixtures.frozen import CASES
-from tests.fixtures.native import LEVELS, arguments, best_packed, needs_library, wanted
+from tests.fixtures.native import arguments, best_packed, needs_library, wanted
 
 pytestmark = needs_library
 
@@ -101,9 +102,19 @@ def test_what_is_traced_for_xla_is_portable():
     assert levels == [core.level()]
 
 
-def test_a_library_that_tensorflow_cannot_load_is_named(monkeypatch, tmp_path):
-    broken = core.Library(tmp_path / "libbertkit.so", None, dict.fromkeys(LEVELS))
+def test_a_library_that_tensorflow_cannot_load_is_named_and_portable_kernels_serve(monkeypatch, tmp_path):
+    broken = core.Library(tmp_path / "libbertkit.so", None, dict.fromkeys(core.LEVELS))
     Path(tmp_path, core.file_name("bertkit_tf")).write_text("no library")
     monkeypatch.setattr(core._State, "library", broken)
-    with pytest.raises(BackendError, match=r"TensorFlow cannot load bertkit's operations\n.*bertkit_tf"):
-        native._operations.__wrapped__()
+    operations = functools.cache(native._operations.__wrapped__)
+    monkeypatch.setattr(native, "_operations", operations)
+    monkeypatch.setattr(native, "_refused", functools.cache(native._refused.__wrapped__))
+    said = r"TensorFlow cannot load bertkit's operations\n.*bertkit_tf"
+    with pytest.raises(BackendError, match=said):
+        operations()
+    with core.use_kernels("native"), pytest.raises(BackendError, match=said):
+        native.level()
+    with core.use_kernels("auto"):
+        with pytest.warns(UserWarning, match=f"portable kernels, which are slower: {said}"):
+            assert native.level() == "portable"
+        assert native.level() == "portable"  # warns once
