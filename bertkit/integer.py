@@ -465,7 +465,7 @@ class IntegerInference:
             return kept.weights
         return self.pack(*key)
 
-    @torch.compiler.assume_constant_result
+    @native.constant_when_traced
     def pack(self, level: str, loads: int) -> Tensor:
         """Make what `packed` gives. What is being traced takes it for this call: the next one is traced with what is kept."""
         tensors = {name: state.get_tensor(self, name) for name in native_tensors(self.config)}

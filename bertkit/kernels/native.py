@@ -10,6 +10,7 @@ where they can.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,13 @@ _OPERATORS.define(
     "Tensor position_ids, Tensor? mask, int states) -> Tensor")
 
 
-@torch.compiler.assume_constant_result
+def constant_when_traced(function: Callable) -> Callable:
+    """What `torch.compiler.assume_constant_result` does, which loads the compiler: as slow as loading the rest of PyTorch."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_when_traced
 def level() -> str:
     """The level that calls use now, see `bertkit.core.native.level`; a compiled model keeps the one it was traced with."""
     return native.level()

@@ -42,7 +42,7 @@ private:
     int64_t count_ = 0;
 };
 
-/// Run `job.work(item, memory)` for every item, with `bytes` of memory for each thread.
+/// Run `job.work(item, memory)` for every item, with `bytes` of memory for each thread. Gives BK_OK, or what one of them gave.
 template <typename Job>
 int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job) {
     struct Context {
@@ -50,11 +50,15 @@ int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job
         int64_t items, bytes;
         char* memory;
         Counter counter;
+        int code;
 
         static void enter(const Worker& worker, void* context) {
             auto& self = *static_cast<Context*>(context);
             char* memory = self.memory + worker.thread * self.bytes;
-            for (int64_t item; (item = self.counter.next()) < self.items;) self.job.work(item, memory);
+            for (int64_t item; (item = self.counter.next()) < self.items;) {
+                const int code = self.job.work(item, memory);
+                if (code != BK_OK) __atomic_store_n(&self.code, code, __ATOMIC_RELAXED);
+            }
         }
     };
     if (items == 0) return BK_OK;
@@ -62,9 +66,23 @@ int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job
     bytes = round_up(bytes, 4096);
     char* memory = static_cast<char*>(workspace(threads * bytes));
     if (memory == nullptr) return BK_NO_MEMORY;
-    Context context{job, items, bytes, memory, {}};
+    Context context{job, items, bytes, memory, {}, BK_OK};
     run(int(threads), of.openmp, &Context::enter, &context);
-    return BK_OK;
+    return context.code;
+}
+
+/// Whether all codes of one side of a group have a bucket; one without would lead out of the table.
+inline bool are_codes(const bk_lsh& of, const bk_lsh_side& side, int64_t group) {
+    const int64_t count = side.rows * of.hashes;
+    const int32_t* codes = side.codes + group * count;
+    uint32_t all = 0;  // codes are below a power of two where their bits together are
+    for (int64_t i = 0; i < count; ++i) all |= uint32_t(codes[i]);
+    return all < uint32_t(1) << of.code_bits;
+}
+
+/// Rows that come next are on their way while others are worked on.
+inline void fetch(const void* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 1);
 }
 
 // -- vectors and their lanes ---------------------------------------------------------------------------------------------
@@ -136,8 +154,10 @@ struct Row {
         }
     }
 
-    void add(const float* from) {
-        for (int v = 0; v < kVectors; ++v) x[v] += load(from + v * kLanes);
+    /// Adds what is there where all bits of `mask` are set, and nothing where none is.
+    void add(const float* from, int32_t mask) {
+        const Ints bits = Ints{} + mask;
+        for (int v = 0; v < kVectors; ++v) x[v] += Floats(Ints(load(from + v * kLanes)) & bits);
     }
 };
 
@@ -183,22 +203,27 @@ struct Hash {
     int64_t items_of_group() const { return parts_of(call.rows, kRows); }
     int64_t bytes() const { return (2 * call.size + round_up(call.of.hashes, kLanes)) * int64_t(sizeof(Floats)); }
 
-    void work(int64_t item, char* memory) const {
+    int work(int64_t item, char* memory) const {
         const int64_t group = item / items_of_group(), begin = item % items_of_group() * kRows;
         const uint8_t* mask = mask_of(call.mask, group / call.of.heads, call.rows);
         const float* signs = call.signs + group % call.of.heads * 3 * call.parts * call.size;
         auto* vectors = reinterpret_cast<Floats*>(memory);
         for (int64_t row = begin; row < minimum(begin + kRows, call.rows); row += kLanes) {
             const int64_t count = minimum(kLanes, call.rows - row);
+            const float* rows = call.vectors + (group * call.rows + row) * call.width;
             int32_t* codes = call.codes + (group * call.rows + row) * call.of.hashes;
+            const std::size_t row_bytes = std::size_t(call.width) * sizeof *rows;
             const std::size_t code_bytes = std::size_t(call.of.hashes) * sizeof *codes;
-            read(call.vectors + (group * call.rows + row) * call.width, count, vectors);
+            read(rows, count, vectors);
+            fetch(rows + kLanes * call.width, kLanes * row_bytes);
+            fetch(codes + kLanes * call.of.hashes, kLanes * code_bytes);
             hash(vectors, signs, vectors + call.size, vectors + 2 * call.size);
             write(vectors + 2 * call.size, count, codes);
             for (int64_t i = 0; i < count; ++i) {
                 if (!keeps(mask, row + i)) std::memset(codes + i * call.of.hashes, 0, code_bytes);
             }
         }
+        return BK_OK;
     }
 
     /// Some rows, one in each lane, filled up with zeros.
@@ -273,19 +298,22 @@ struct Sum {
     }
     int64_t bytes() const {
         const int64_t vectors = next_vectors(call.width);
-        return hashes_at_once(vectors) * capacity() * vectors * int64_t(sizeof(Floats));
+        return hashes_at_once(vectors) * capacity() * (vectors * int64_t(sizeof(Floats)) + int64_t(sizeof(int32_t)));
     }
 
-    void work(int64_t item, char* memory) const {
+    int work(int64_t item, char* memory) const {
+        const int64_t group = item / slices();
+        if (!are_codes(call.of, call.queries, group) || !are_codes(call.of, call.keys, group)) return BK_BAD_CODE;
         int64_t begin = 0;
         for (int64_t slice = item % slices(); slice > 0; --slice) begin += next_vectors(call.width - begin) * kLanes;
         auto* table = reinterpret_cast<float*>(memory);
         switch (next_vectors(call.width - begin)) {
-            case 8: return sum<8>(item / slices(), begin, table);
-            case 4: return sum<4>(item / slices(), begin, table);
-            case 2: return sum<2>(item / slices(), begin, table);
-            default: return sum<1>(item / slices(), begin, table);
+            case 8: sum<8>(group, begin, table); break;
+            case 4: sum<4>(group, begin, table); break;
+            case 2: sum<2>(group, begin, table); break;
+            default: sum<1>(group, begin, table);
         }
+        return BK_OK;
     }
 
     template <int kVectors>
@@ -298,15 +326,20 @@ struct Sum {
         const int32_t* query_codes = call.queries.codes + group * call.queries.rows * hashes;
         const float* values = call.values + group * call.keys.rows * call.width + begin;
         float* sums = call.sums + group * call.queries.rows * call.width + begin;
+        // A bucket counts once a key was added to it; before, it holds anything. Clearing takes long where keys are few.
+        auto* filled = reinterpret_cast<int32_t*>(table + step * capacity() * width);
         for (int64_t first = 0; first < hashes; first += step) {
             const int64_t count = minimum(step, hashes - first);
-            std::memset(table, 0, std::size_t(count * capacity() * width) * sizeof *table);
+            std::memset(filled, 0, std::size_t(count * capacity()) * sizeof *filled);
             for (int64_t key = 0; key < call.keys.rows; ++key) {
                 if (!keeps(key_mask, key)) continue;
                 const auto value = Row<kVectors>::read(values + key * call.width, columns);
                 for (int64_t m = 0; m < count; ++m) {
-                    float* bucket = table + (m * capacity() + key_codes[key * hashes + first + m]) * width;
-                    for (int v = 0; v < kVectors; ++v) store(bucket + v * kLanes, load(bucket + v * kLanes) + value.x[v]);
+                    const int64_t bucket = m * capacity() + key_codes[key * hashes + first + m];
+                    Row<kVectors> sum = value;
+                    sum.add(table + bucket * width, filled[bucket]);
+                    sum.write(table + bucket * width, width);
+                    filled[bucket] = -1;
                 }
             }
             for (int64_t query = 0; query < call.queries.rows; ++query) {
@@ -315,7 +348,8 @@ struct Sum {
                 if (keeps(query_mask, query)) {
                     if (first > 0) total = Row<kVectors>::read(to, columns);
                     for (int64_t m = 0; m < count; ++m) {
-                        total.add(table + (m * capacity() + query_codes[query * hashes + first + m]) * width);
+                        const int64_t bucket = m * capacity() + query_codes[query * hashes + first + m];
+                        total.add(table + bucket * width, filled[bucket]);
                     }
                     if (first + count == hashes) {
                         for (Floats& x : total.x) x /= float(hashes);
@@ -392,8 +426,8 @@ constexpr Ints numbered(Lanes<kLane...>) {
 // -- weighted sums and gradients --------------------------------------------------------------------------------------
 constexpr int kTile = 4;  // queries, and keys, that are worked on together
 
-/// The rows of one side in the order of their codes. Each code begins at a multiple of kTile; where its last rows are fewer, one
-/// of them stands in for the others.
+/// The rows of one side in the order of their codes. Each code begins at a multiple of kTile; where its last rows are fewer,
+/// one of them stands in for the others.
 struct Buckets {
     int32_t* sizes;   // [capacity + 1]
     int32_t* begins;  // [capacity + 1]
@@ -499,7 +533,8 @@ struct PairSums {
         return walk.size();
     }
 
-    void work(int64_t group, char* thread_memory) const {
+    int work(int64_t group, char* thread_memory) const {
+        if (!are_codes(of, queries, group) || !are_codes(of, keys, group)) return BK_BAD_CODE;
         Walk walk(thread_memory);
         Memory memory = place(walk);
         const int64_t l = queries.rows, s = keys.rows;
@@ -520,6 +555,7 @@ struct PairSums {
         }
         finish(memory.queries.sums, l, query_sums + group * l * width);
         if (both()) finish(memory.keys.sums, s, key_sums + group * s * width);
+        return BK_OK;
     }
 
     /// Rows of the caller, where they are whole vectors, else copies of them.
