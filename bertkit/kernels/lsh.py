@@ -298,8 +298,9 @@ def _wrong_hashes(
     if hashes.shape != expected:
         return [f"{name}: got shape {list(hashes.shape)}, expected {list(expected)}"]
     # Where nothing has to wait for it.
-    if fast and hashes.device.type == "cpu" and not torch.compiler.is_compiling() and not (hashes.abs() == 1).all():
-        return [f"{name}: got other numbers than 1 and -1"]
+    if fast and hashes.device.type == "cpu" and not torch.compiler.is_compiling():
+        odd = (abs(hashes.detach().float().numpy()) != 1).any()  # NumPy takes a third of PyTorch's time for so few
+        return [f"{name}: got other numbers than 1 and -1"] if odd else []
     return []
 
 
