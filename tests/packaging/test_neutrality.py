@@ -77,6 +77,18 @@ print([name for name in {OTHER[package]!r} if sys.modules.get(name)])
     assert run(program, without=OTHER[package]) == "[]\n"
 
 
+def test_the_classes_load_without_the_compiler_of_pytorch():
+    """It takes as long to load as the rest of PyTorch."""
+    needs("bertkit")
+    program = """
+import bertkit
+for name in bertkit.__all__:
+    getattr(bertkit, name)
+print("torch._dynamo" in sys.modules)
+"""
+    assert run(program) == "False\n"
+
+
 @pytest.mark.parametrize("package", NEEDS)
 def test_a_class_whose_framework_is_missing_says_so(package):
     name = {"bertkit": "YosoModel", "bertkit_tf": "TFYosoModel"}[package]
