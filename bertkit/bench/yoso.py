@@ -279,8 +279,9 @@ class TransformersExpectation(TorchAttention):
     def run(self) -> Any:
         query = self.inputs[0]
         hidden = query.transpose(1, 2).flatten(2)  # it projects queries, keys and values from this
+        mask = self.torch.zeros(len(hidden), 1, 1, hidden.shape[1])
         with self.torch.inference_mode():
-            return self.module(hidden, self.torch.zeros(len(hidden), 1, 1, hidden.shape[1]))[0].unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+            return self.module(hidden, mask)[0].unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
 
 
 ARTEFACTS: dict[str, Callable] = {}
