@@ -1,6 +1,6 @@
-"""The random numbers of YOSO's hash functions, the same in every framework.
+"""What YOSO's hash functions are made of, the same in every framework: random numbers, their limits, and their arithmetic.
 
-Everything is read from one stream of 64-bit words: Philox4x64-10 with the seed as its key, the only kind of
+Random numbers are read from one stream of 64-bit words: Philox4x64-10 with the seed as its key, the only kind of
 stream that NumPy promises never to change. PyTorch and TensorFlow receive the arrays, and so hash alike.
 
 Shape suffixes: N heads, P parts of one fast hash (d // tau hash functions each), D padded head size d.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,3 +179,23 @@ def _words(seed: int, count: int) -> NDArray[np.uint64]:
     if not 0 <= seed < 1 << 128:
         raise InputError("impossible seed", [f"seed: got {seed}, expected at least 0 and below 2**128"])
     return np.random.Philox(key=seed).random_raw(count)
+
+
+def power(x: Any, exponent: int) -> Any:
+    """`x**exponent` by squaring, which for tensors is several times as fast as a power of floats.
+
+    Args:
+        x: a number, an array, or a tensor of any framework.
+        exponent: 1 or more.
+
+    Example:
+        >>> power(0.5, 9) == 0.5**9
+        True
+    """
+    result = None
+    while exponent > 0:
+        if exponent % 2 == 1:
+            result = x if result is None else result * x
+        exponent //= 2
+        x = x * x if exponent > 0 else x
+    return result

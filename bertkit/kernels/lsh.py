@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertkit.core.errors import InputError
-from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, shape_of_hashes, table_problems
+from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, power, shape_of_hashes, table_problems
 from bertkit.core.inputs import check_codes, check_operation
 from bertkit.core.native import PORTABLE, kernels_status
 from bertkit.kernels import native
@@ -680,18 +680,7 @@ def _blocks(count: int, elements_each: int, device: torch.device) -> Iterator[sl
 
 def _collision_probability(cosine: Tensor, hash_code_len: int) -> Tensor:
     # Rounding makes the dot product of a unit vector with itself exceed 1, where acos is NaN.
-    return _power(1.0 - torch.acos(cosine.clamp(-1.0, 1.0)) / math.pi, hash_code_len)
-
-
-def _power(x: Tensor, exponent: int) -> Tensor:
-    """`x**exponent` by squaring, several times as fast as powers of floats are."""
-    power = None
-    while exponent > 0:
-        if exponent % 2 == 1:
-            power = x if power is None else power * x
-        exponent //= 2
-        x = x * x if exponent > 0 else x
-    return power
+    return power(1.0 - torch.acos(cosine.clamp(-1.0, 1.0)) / math.pi, hash_code_len)
 
 
 def _collision_rate(query_codes_GRM: Tensor, key_codes_GSM: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from bertkit.core.errors import InputError
-from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, shape_of_hashes, table_problems
+from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, power, shape_of_hashes, table_problems
 from bertkit.core.inputs import check_codes, check_operation
 from bertkit_tf.kernels import native
 
@@ -680,18 +680,7 @@ def _unblocked(blocks: Tensor, rows: int | Tensor) -> Tensor:
 
 def _collision_probability(cosine: Tensor, hash_code_len: int) -> Tensor:
     # Rounding makes the dot product of a unit vector with itself exceed 1, where acos is NaN.
-    return _power(1.0 - tf.acos(tf.clip_by_value(cosine, -1.0, 1.0)) / math.pi, hash_code_len)
-
-
-def _power(x: Tensor, exponent: int) -> Tensor:
-    """`x**exponent` by squaring, several times as fast as powers of floats are."""
-    power = None
-    while exponent > 0:
-        if exponent % 2 == 1:
-            power = x if power is None else power * x
-        exponent //= 2
-        x = x * x if exponent > 0 else x
-    return power
+    return power(1.0 - tf.acos(tf.clip_by_value(cosine, -1.0, 1.0)) / math.pi, hash_code_len)
 
 
 def _blockwise_gradients(
