@@ -1,8 +1,9 @@
-"""The example that trains runs from end to end in each framework. Its weights are random here: there is nothing to reach."""
+"""The examples that train run from end to end in each framework. There is nothing to reach: few steps, no real weights."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 from pathlib import Path
@@ -49,3 +50,22 @@ def test_quantization(name: str, data: Path, monkeypatch: pytest.MonkeyPatch, ca
     sentences, *similarities = map(float, found.split())
     assert sentences == 40 and min(similarities) > 0.9
     assert re.fullmatch(r"( +\d+\.\d\d%){3}", learned.rstrip()), shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_long_documents(name: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(FRAMEWORKS[name].module)
+    file = data / "found.json"
+    words = ["--quick", "--framework", name, "--data", str(data), "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["long_documents.py", *words])
+    for _ in range(2):  # the second time there is nothing left to do
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(EXAMPLES / "long_documents.py"), run_name="__main__")
+        assert done.value.code == 0
+    shown = capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert [shown.count(f"{run['attention']}, seed 0 ==") for run in found] == [1] * 4
+    first_losses = [run["losses"][0] for run in found]
+    assert first_losses == pytest.approx([first_losses[0]] * 4, abs=0.05)  # the same weights and documents
+    assert [len(run["final"]) for run in found] == [1, 1, 3, 3]
