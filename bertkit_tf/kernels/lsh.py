@@ -138,10 +138,8 @@ def lsh_cumulation(
 
     @tf.custom_gradient
     def cumulate(value_BNSE: Tensor) -> tuple[Tensor, Callable]:
-        checked_BNSE = _with_buckets(value_BNSE, hashtable_capacity, query_codes_BNLM, key_codes_BNSM)
-        output_BNLE = _cumulate(
-            query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, checked_BNSE, hashtable_capacity
-        )
+        query_codes, key_codes, checked_BNSE = _with_buckets(hashtable_capacity, query_codes_BNLM, key_codes_BNSM, value_BNSE)
+        output_BNLE = _cumulate(query_mask_BL, query_codes, key_mask_BS, key_codes, checked_BNSE, hashtable_capacity)
 
         def gradient(grad_BNLE: Tensor) -> Tensor:
             return lsh_cumulation(
@@ -198,8 +196,10 @@ def lsh_weighted_cumulation(
             grad_value = lsh_weighted_cumulation(*keys, key_weight, *queries, query_weight, grad, capacity)
             return tf.cast(grad_query, query_weight.dtype), tf.cast(grad_key, key_weight.dtype), grad_value
 
-        checked = _with_buckets(value, capacity, query_codes_BNLM, key_codes_BNSM)
-        return _cumulate_weighted(*queries, query_weight, *keys, key_weight, checked, capacity), gradient
+        query_codes, key_codes, checked = _with_buckets(capacity, query_codes_BNLM, key_codes_BNSM, value)
+        return _cumulate_weighted(
+            query_mask_BL, query_codes, query_weight, key_mask_BS, key_codes, key_weight, checked, capacity
+        ), gradient
 
     return cumulate(query_weight_BNLW, key_weight_BNSW, value_BNSE)
 
@@ -357,16 +357,17 @@ def _width(value: Tensor) -> int:
     return shape[-1] or 1 if len(shape) else 1
 
 
-def _with_buckets(value: Tensor, capacity: int, query_codes: Tensor, key_codes: Tensor) -> Tensor:
-    """The values, where every code has a bucket."""
+def _with_buckets(capacity: int, query_codes: Tensor, key_codes: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and values, once it is known that every code has a bucket."""
     codes = {"query_codes_BNLM": query_codes, "key_codes_BNSM": key_codes}
     if tf.executing_eagerly():
         bounds = {name: (int(tf.reduce_min(x)), int(tf.reduce_max(x))) for name, x in codes.items() if tf.size(x) > 0}
         check_codes(bounds, capacity)
-        return value
+        return query_codes, key_codes, value
     outside = tf.reduce_any([tf.reduce_any((x < 0) | (x >= capacity)) for x in codes.values()])
     with tf.control_dependencies([tf.debugging.Assert(~outside, [f"a code is outside of its table of {capacity} buckets"])]):
-        return tf.where(outside, tf.constant(math.nan, value.dtype), value)
+        value = tf.where(outside, tf.constant(math.nan, value.dtype), value)
+        return tf.identity(query_codes), tf.identity(key_codes), value
 
 
 # ---- the loops ---------------------------------------------------------------------------
