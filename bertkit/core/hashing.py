@@ -95,6 +95,19 @@ def table_problems(hash_code_len: int, width: int) -> list[str]:
             f"take {size:.3g} GiB"]
 
 
+def capacity_problems(capacity: int, width: int) -> list[str]:
+    """Why there can be no hash table of so many buckets with rows of so many numbers; empty where there can.
+
+    Example:
+        >>> capacity_problems(capacity=0, width=64)
+        ['hashtable_capacity: got 0, expected 1 to 4194304 for values of 64 numbers']
+    """
+    most = largest_capacity(width)
+    if 1 <= capacity <= most:
+        return []
+    return [f"hashtable_capacity: got {capacity}, expected 1 to {most} for values of {width} numbers"]
+
+
 def largest_capacity(width: int) -> int:
     """The most buckets of a hash table with rows of `width` numbers."""
     return min(2**LONGEST_CODE, LARGEST_TABLE // max(1, width))

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertkit.core.errors import InputError
-from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, power, shape_of_hashes, table_problems
+from bertkit.core.hashing import capacity_problems, hash_layout, hash_problems, power, shape_of_hashes, table_problems
 from bertkit.core.inputs import check_codes, check_operation
 from bertkit.core.native import PORTABLE, kernels_status
 from bertkit.kernels import native
@@ -130,7 +130,7 @@ def lsh_cumulation(
         tensor([5., 2., 5.])
     """
     _check(
-        "lsh_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        "lsh_cumulation", capacity_problems(hashtable_capacity, _width(value_BNSE)), query_mask_BL=query_mask_BL,
         query_codes_BNLM=query_codes_BNLM, key_mask_BS=key_mask_BS, key_codes_BNSM=key_codes_BNSM, value_BNSE=value_BNSE,
     )
     return _cumulate(
@@ -167,7 +167,7 @@ def lsh_weighted_cumulation(
         tensor([17.,  8., 68.])
     """
     _check(
-        "lsh_weighted_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        "lsh_weighted_cumulation", capacity_problems(hashtable_capacity, _width(value_BNSE)), query_mask_BL=query_mask_BL,
         query_codes_BNLM=query_codes_BNLM, query_weight_BNLW=query_weight_BNLW, key_mask_BS=key_mask_BS,
         key_codes_BNSM=key_codes_BNSM, key_weight_BNSW=key_weight_BNSW, value_BNSE=value_BNSE,
     )
@@ -302,13 +302,6 @@ def _wrong_hashes(
         odd = (abs(hashes.detach().float().numpy()) != 1).any()  # NumPy takes a third of PyTorch's time for so few
         return [f"{name}: got other numbers than 1 and -1"] if odd else []
     return []
-
-
-def _wrong_capacity(capacity: int, value: Tensor) -> list[str]:
-    most = largest_capacity(_width(value))
-    if 1 <= capacity <= most:
-        return []
-    return [f"hashtable_capacity: got {capacity}, expected 1 to {most} for values of {_width(value)} numbers"]
 
 
 def _width(value: Tensor) -> int:

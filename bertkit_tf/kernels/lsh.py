@@ -21,7 +21,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from bertkit.core.errors import InputError
-from bertkit.core.hashing import hash_layout, hash_problems, largest_capacity, power, shape_of_hashes, table_problems
+from bertkit.core.hashing import capacity_problems, hash_layout, hash_problems, power, shape_of_hashes, table_problems
 from bertkit.core.inputs import check_codes, check_operation
 from bertkit_tf.kernels import native
 
@@ -132,7 +132,7 @@ def lsh_cumulation(
         array([5., 2., 5.], dtype=float32)
     """
     _check(
-        "lsh_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        "lsh_cumulation", capacity_problems(hashtable_capacity, _width(value_BNSE)), query_mask_BL=query_mask_BL,
         query_codes_BNLM=query_codes_BNLM, key_mask_BS=key_mask_BS, key_codes_BNSM=key_codes_BNSM, value_BNSE=value_BNSE,
     )
 
@@ -181,7 +181,7 @@ def lsh_weighted_cumulation(
         array([17.,  8., 68.], dtype=float32)
     """
     _check(
-        "lsh_weighted_cumulation", _wrong_capacity(hashtable_capacity, value_BNSE), query_mask_BL=query_mask_BL,
+        "lsh_weighted_cumulation", capacity_problems(hashtable_capacity, _width(value_BNSE)), query_mask_BL=query_mask_BL,
         query_codes_BNLM=query_codes_BNLM, query_weight_BNLW=query_weight_BNLW, key_mask_BS=key_mask_BS,
         key_codes_BNSM=key_codes_BNSM, key_weight_BNSW=key_weight_BNSW, value_BNSE=value_BNSE,
     )
@@ -343,13 +343,6 @@ def _wrong_hashes(
         return [f"{name}: got shape {list(hashes.shape)}, expected {list(expected)}"]
     known = hashes if isinstance(hashes, np.ndarray) else hashes.numpy() if tf.executing_eagerly() else None
     return [f"{name}: got other numbers than 1 and -1"] if fast and known is not None and (abs(known) != 1).any() else []
-
-
-def _wrong_capacity(capacity: int, value: Tensor) -> list[str]:
-    most = largest_capacity(_width(value))
-    if 1 <= capacity <= most:
-        return []
-    return [f"hashtable_capacity: got {capacity}, expected 1 to {most} for values of {_width(value)} numbers"]
 
 
 def _width(value: Tensor) -> int:
