@@ -19,7 +19,7 @@ from types import TracebackType
 import bertkit.core
 from bertkit.core.errors import BackendError
 
-ABI = 2
+ABI = 3
 """BK_ABI of csrc/bertkit.h."""
 LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx")
 """Instruction sets, the later the faster; their numbers are those of csrc/bertkit.h."""

@@ -39,19 +39,21 @@ class _Of(ctypes.Structure):
                 *((name, ctypes.c_int64) for name in ("sequences", "heads", "hashes", "code_bits"))]
 
 
+class _Functions(ctypes.Structure):
+    _fields_ = [("width", ctypes.c_int64), ("parts", ctypes.c_int64), ("size", ctypes.c_int64), ("numbers", ctypes.c_void_p)]
+
+
 class _Side(ctypes.Structure):
-    _fields_ = [("rows", ctypes.c_int64), ("mask", ctypes.c_void_p), ("codes", ctypes.c_void_p)]
+    _fields_ = [("rows", ctypes.c_int64), ("mask", ctypes.c_void_p), ("codes", ctypes.c_void_p), ("vectors", ctypes.c_void_p)]
 
 
 class _Hash(ctypes.Structure):
-    _fields_ = [("of", _Of), ("rows", ctypes.c_int64), ("width", ctypes.c_int64), ("vectors", ctypes.c_void_p),
-                ("mask", ctypes.c_void_p), ("parts", ctypes.c_int64), ("size", ctypes.c_int64), ("signs", ctypes.c_void_p),
-                ("codes", ctypes.c_void_p)]
+    _fields_ = [("of", _Of), ("functions", _Functions), ("side", _Side), ("codes", ctypes.c_void_p)]
 
 
 class _Sum(ctypes.Structure):
-    _fields_ = [("of", _Of), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64), ("values", ctypes.c_void_p),
-                ("sums", ctypes.c_void_p)]
+    _fields_ = [("of", _Of), ("functions", _Functions), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64),
+                ("values", ctypes.c_void_p), ("sums", ctypes.c_void_p)]
 
 
 class _WeightedSum(ctypes.Structure):
@@ -60,16 +62,23 @@ class _WeightedSum(ctypes.Structure):
 
 
 class _Gradients(ctypes.Structure):
-    _fields_ = [("of", _Of), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64), ("value_width", ctypes.c_int64),
+    _fields_ = [("of", _Of), ("functions", _Functions), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64),
                 ("scale", ctypes.c_float),
-                *((name, ctypes.c_void_p) for name in ("query_rows", "key_rows", "values", "grads", "query_grads", "key_grads",
-                                                       "value_grads"))]
+                *((name, ctypes.c_void_p) for name in ("values", "grads", "query_grads", "key_grads", "value_grads"))]
 
 
-def fast_hash(
-    vectors_BNLD: Array, mask_BL: Array | None, num_hash: int, hash_code_len: int, signs_N3PD: Array, threads: Threads,
+def hash_codes(
+    vectors_BNLD: Array, mask_BL: Array | None, num_hash: int, hash_code_len: int, hashes: Array, threads: Threads,
 ) -> Array:
-    """Hash by the signs of three Hadamard transforms.
+    """Hash vectors.
+
+    Args:
+        vectors_BNLD: the vectors.
+        mask_BL: a dropped vector has code 0.
+        num_hash: hash functions.
+        hash_code_len: bits of a code.
+        hashes: signs of Hadamard transforms, `[N, 3, P, padded D]`, or Gaussian projections, `[N, D, M * hash_code_len]`.
+        threads: where to run.
 
     Returns:
         Codes `[B, N, L, M]`, int32.
@@ -77,15 +86,11 @@ def fast_hash(
     Raises:
         InputError: the arrays do not fit together.
     """
-    batch, heads, rows, width = vectors_BNLD.shape
-    parts, size = signs_N3PD.shape[2:]
     arrays = _Arrays()
-    codes = np.empty((batch, heads, rows, num_hash), np.int32)
-    call = _Hash(
-        of=_of(vectors_BNLD, num_hash, hash_code_len, threads), rows=rows, width=width,
-        vectors=arrays.address("vectors", vectors_BNLD, FLOAT, (batch, heads, rows, width)),
-        mask=arrays.mask("mask", mask_BL, (batch, rows)), parts=parts, size=size,
-        signs=arrays.address("signs", signs_N3PD, FLOAT, (heads, 3, parts, size)), codes=codes.ctypes.data)
+    of, functions = arrays.functions(vectors_BNLD, num_hash, hash_code_len, hashes, threads)
+    codes = np.empty((*vectors_BNLD.shape[:3], num_hash), np.int32)
+    call = _Hash(of=of, functions=functions, side=arrays.vectors("vectors", vectors_BNLD, mask_BL, vectors_BNLD),
+                 codes=codes.ctypes.data)
     arrays.check()
     _run("bk_lsh_run_hash", call)
     return codes
@@ -115,11 +120,36 @@ def cumulation(
     return sums
 
 
+def sampling(
+    query_BNLD: Array, key_BNSD: Array, value_BNSE: Array, query_mask_BL: Array | None, key_mask_BS: Array | None,
+    num_hash: int, hash_code_len: int, hashes: Array, threads: Threads,
+) -> Array:
+    """The same for the codes of queries and keys, which are never all in memory.
+
+    Returns:
+        `[B, N, L, E]`, float32.
+
+    Raises:
+        InputError: the arrays do not fit together.
+    """
+    arrays = _Arrays()
+    of, functions = arrays.functions(query_BNLD, num_hash, hash_code_len, hashes, threads)
+    width = value_BNSE.shape[3]
+    sums = np.empty((*query_BNLD.shape[:3], width), np.float32)
+    call = _Sum(
+        of=of, functions=functions, queries=arrays.vectors("query", query_BNLD, query_mask_BL, query_BNLD),
+        keys=arrays.vectors("key", key_BNSD, key_mask_BS, query_BNLD), width=width,
+        values=arrays.address("value", value_BNSE, FLOAT, (*key_BNSD.shape[:3], width)), sums=sums.ctypes.data)
+    arrays.check()
+    _run("bk_lsh_run_sum", call)
+    return sums
+
+
 def weighted_cumulation(
     query_mask_BL: Array | None, query_codes_BNLM: Array, query_weight_BNLW: Array, key_mask_BS: Array | None,
     key_codes_BNSM: Array, key_weight_BNSW: Array, value_BNSE: Array, hash_code_len: int, threads: Threads,
 ) -> Array:
-    """The same, each value times the dot product of the query's and the key's weights.
+    """Sums as `cumulation` gives them, each value times the dot product of the query's and the key's weights.
 
     Returns:
         `[B, N, L, E]`, float32.
@@ -144,7 +174,7 @@ def weighted_cumulation(
 
 def sampling_gradients(
     query_BNLD: Array, key_BNSD: Array, value_BNSE: Array, query_mask_BL: Array | None, key_mask_BS: Array | None,
-    query_codes_BNLM: Array, key_codes_BNSM: Array, grad_BNLE: Array, hash_code_len: int, threads: Threads,
+    grad_BNLE: Array, num_hash: int, hash_code_len: int, hashes: Array, threads: Threads,
 ) -> tuple[Array, Array, Array]:
     """The sampled gradients of YOSO's attention with respect to query, key and value.
 
@@ -152,19 +182,17 @@ def sampling_gradients(
         Three arrays, float32, of the shapes of query, key and value.
 
     Raises:
-        InputError: a code is outside of its table, or the arrays do not fit together.
+        InputError: the arrays do not fit together.
     """
     arrays = _Arrays()
-    queries, keys = query_codes_BNLM.shape[:3], key_codes_BNSM.shape[:3]
-    width, value_width = query_BNLD.shape[3], value_BNSE.shape[3]
-    outputs = [np.empty(shape, np.float32) for shape in ((*queries, width), (*keys, width), (*keys, value_width))]
+    of, functions = arrays.functions(query_BNLD, num_hash, hash_code_len, hashes, threads)
+    width = value_BNSE.shape[3]
+    outputs = [np.empty(x.shape, np.float32) for x in (query_BNLD, key_BNSD, value_BNSE)]
     call = _Gradients(
-        **arrays.sides(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, hash_code_len, threads),
-        width=width, value_width=value_width, scale=hash_code_len / 2,
-        query_rows=arrays.address("query", query_BNLD, FLOAT, (*queries, width)),
-        key_rows=arrays.address("key", key_BNSD, FLOAT, (*keys, width)),
-        values=arrays.address("value", value_BNSE, FLOAT, (*keys, value_width)),
-        grads=arrays.address("grad", grad_BNLE, FLOAT, (*queries, value_width)),
+        of=of, functions=functions, queries=arrays.vectors("query", query_BNLD, query_mask_BL, query_BNLD),
+        keys=arrays.vectors("key", key_BNSD, key_mask_BS, query_BNLD), width=width, scale=hash_code_len / 2,
+        values=arrays.address("value", value_BNSE, FLOAT, (*key_BNSD.shape[:3], width)),
+        grads=arrays.address("grad", grad_BNLE, FLOAT, (*query_BNLD.shape[:3], width)),
         **dict(zip(("query_grads", "key_grads", "value_grads"), (x.ctypes.data for x in outputs), strict=True)))
     arrays.check()
     _run("bk_lsh_run_gradients", call)
@@ -187,6 +215,22 @@ class _Arrays:
     def mask(self, name: str, mask: Array | None, shape: tuple[int, ...]) -> int | None:
         return None if mask is None else self.address(name, mask, BOOL if mask.dtype == BOOL else UINT8, shape)
 
+    def functions(self, vectors_BNLD: Array, num_hash: int, hash_code_len: int, hashes: Array,
+                  threads: Threads) -> tuple[_Of, _Functions]:
+        """Hash functions, for each head of vectors."""
+        _, heads, _, width = vectors_BNLD.shape
+        parts, size = hashes.shape[2:] if hashes.ndim == 4 else (0, 0)
+        shape = (heads, 3, parts, size) if parts else (heads, width, num_hash * hash_code_len)
+        return (_of(vectors_BNLD, num_hash, hash_code_len, threads),
+                _Functions(width, parts, size, self.address("hashes", hashes, FLOAT, shape)))
+
+    def vectors(self, name: str, vectors: Array, mask: Array | None, others_BNLD: Array) -> _Side:
+        """A side without codes, of as many sequences and heads, and as wide, as the others."""
+        batch, heads, _, width = others_BNLD.shape
+        rows = vectors.shape[2]
+        return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)), None,
+                     self.address(name, vectors, FLOAT, (batch, heads, rows, width)))
+
     def sides(self, query_mask: Array | None, query_codes: Array, key_mask: Array | None, key_codes: Array,
               hash_code_len: int, threads: Threads) -> dict[str, Any]:
         """What sums have in common. Codes of keys have to belong to the same groups and hashes as those of queries."""
@@ -195,7 +239,7 @@ class _Arrays:
         def side(name: str, mask: Array | None, codes: Array) -> _Side:
             rows = codes.shape[2]
             return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)),
-                         self.address(f"{name}_codes", codes, INT32, (batch, heads, rows, num_hash)))
+                         self.address(f"{name}_codes", codes, INT32, (batch, heads, rows, num_hash)), None)
 
         return {"of": _of(query_codes, num_hash, hash_code_len, threads), "queries": side("query", query_mask, query_codes),
                 "keys": side("key", key_mask, key_codes)}

@@ -64,7 +64,7 @@ def fast_hash(
     """
     wrong = _wrong_hashes("signs_N3PD", signs_N3PD, query_BNLD, num_hash, hash_code_len, True)
     _check("fast_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD, key_mask_BS=key_mask_BS)
-    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD, True)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD)
 
 
 def gaussian_hash(
@@ -99,7 +99,7 @@ def gaussian_hash(
     wrong = _wrong_hashes("projections_NDK", projections_NDK, query_BNLD, num_hash, hash_code_len, False)
     _check("gaussian_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD,
            key_mask_BS=key_mask_BS)
-    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, projections_NDK, False)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, projections_NDK)
 
 
 def lsh_cumulation(
@@ -265,12 +265,9 @@ def yoso_sampling(
     wrong += table_problems(hash_code_len, _width(value_BNSE))
     _check("yoso_sampling", wrong, query_BNLD=query_BNLD, key_BNSD=key_BNSD, value_BNSE=value_BNSE,
            query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
-    query_codes, key_codes = _hash_both(
-        query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, hashes, use_fast_hash
-    )
     return _sampling(
-        query_BNLD, key_BNSD, value_BNSE, query_mask_BL, key_mask_BS, query_codes, key_codes, hash_code_len,
-        lsh_backward,
+        query_BNLD, key_BNSD, value_BNSE, query_mask_BL, key_mask_BS, num_hash, hash_code_len,
+        hashes.to(query_BNLD.device, torch.float32), lsh_backward,
     )
 
 
@@ -319,20 +316,13 @@ def _check_codes(capacity: int, query_codes: Tensor, key_codes: Tensor) -> None:
 
 def _hash_both(
     query: Tensor, query_mask: Tensor, key: Tensor, key_mask: Tensor, num_hash: int, hash_code_len: int, hashes: Tensor,
-    fast: bool,
 ) -> tuple[Tensor, Tensor]:
-    codes, hashes = _fast_codes if fast else _gaussian_codes, hashes.to(query.device, torch.float32)
+    """Codes of both by signs `[N, 3, P, D]` or projections `[N, D, K]`."""
+    codes, hashes = _fast_codes if hashes.dim() == 4 else _gaussian_codes, hashes.to(query.device, torch.float32)
     return (
         codes(query.detach(), query_mask, num_hash, hash_code_len, hashes),
         codes(key.detach(), key_mask, num_hash, hash_code_len, hashes),
     )
-
-
-def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, projections: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        projected_BNLK = x.float() @ projections
-    bits_GMTL = (projected_BNLK > 0).flatten(0, 1).mT.unflatten(1, (num_hash, hash_code_len))
-    return _finished(_codes(bits_GMTL).mT, x.shape[1], mask, 1, torch.int32)
 
 
 def _kernels(x: Tensor, hash_code_len: int) -> ModuleType | None:
@@ -378,7 +368,7 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
     batch, heads, count, head_dim = x.shape
     layout = hash_layout(head_dim, num_hash, hash_code_len)
     if kernels := _kernels(x, hash_code_len):
-        return kernels.fast_codes(x, mask, num_hash, hash_code_len, signs)
+        return kernels.hash_codes(x, mask, num_hash, hash_code_len, signs)
     size, parts, used = layout.padded_dim, layout.num_part, layout.hashes_per_part * hash_code_len
     # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
     x_GDL = F.pad(_kept(x, mask).float().mT, (0, 0, 0, size - head_dim))
@@ -396,6 +386,22 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
 
 @_fast_codes.register_fake
 def _(x, mask, num_hash, hash_code_len, signs):
+    return x.new_empty(*x.shape[:3], num_hash, dtype=torch.int32)
+
+
+@_operator("gaussian_hash")
+def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, projections: Tensor) -> Tensor:
+    if native.serves_lsh(x, hash_code_len):
+        return native.hash_codes(x, mask, num_hash, hash_code_len, projections)
+    codes_BNLM = x.new_empty(*x.shape[:3], num_hash, dtype=torch.int32)
+    for rows in _blocks(x.shape[2], x.shape[0] * projections.shape[0] * projections.shape[2], x.device):
+        bits_GMTL = (x[:, :, rows].float() @ projections > 0).flatten(0, 1).mT.unflatten(1, (num_hash, hash_code_len))
+        codes_BNLM[:, :, rows] = _finished(_codes(bits_GMTL).mT, x.shape[1], mask[:, rows], 1, torch.int32)
+    return codes_BNLM
+
+
+@_gaussian_codes.register_fake
+def _(x, mask, num_hash, hash_code_len, projections):
     return x.new_empty(*x.shape[:3], num_hash, dtype=torch.int32)
 
 
@@ -559,26 +565,30 @@ def _(query, key, value, query_mask, key_mask, grad, hash_code_len):
 
 @_operator("yoso_sampling")
 def _sampling(
-    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, query_codes: Tensor,
-    key_codes: Tensor, hash_code_len: int, lsh_backward: bool,
+    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, num_hash: int, hash_code_len: int,
+    hashes: Tensor, lsh_backward: bool,
 ) -> Tensor:
+    if native.serves_lsh(value, hash_code_len):
+        return native.sample(query, key, value, query_mask, key_mask, num_hash, hash_code_len, hashes)
+    query_codes, key_codes = _hash_both(query, query_mask, key, key_mask, num_hash, hash_code_len, hashes)
     return _sums(query_mask, query_codes, key_mask, key_codes, value, 2**hash_code_len)
 
 
 @_sampling.register_fake
-def _(query, key, value, query_mask, key_mask, query_codes, key_codes, hash_code_len, lsh_backward):
+def _(query, key, value, query_mask, key_mask, num_hash, hash_code_len, hashes, lsh_backward):
     return value.new_empty(*query.shape[:3], value.shape[3])
 
 
 def _save_sampling(ctx, inputs, output) -> None:
-    *tensors, ctx.hash_code_len, ctx.lsh_backward = inputs
-    ctx.save_for_backward(*tensors)
+    # No codes: for many hash functions they take more memory than the vectors, and hashing takes little of the time.
+    *tensors, ctx.num_hash, ctx.hash_code_len, hashes, ctx.lsh_backward = inputs
+    ctx.save_for_backward(*tensors, hashes)
 
 
 def _sampling_backward(ctx, grad):
-    *tensors, query_codes, key_codes = ctx.saved_tensors
+    *tensors, hashes = ctx.saved_tensors
     if ctx.lsh_backward:
-        grads = _sampling_gradients(*tensors, query_codes, key_codes, grad, ctx.hash_code_len)
+        grads = _sampling_gradients(*tensors, grad, ctx.num_hash, ctx.hash_code_len, hashes)
     else:
         grads = _expectation_gradients(*tensors, grad, ctx.hash_code_len)
     return *grads, None, None, None, None, None, None
@@ -589,12 +599,15 @@ _sampling.register_autograd(_sampling_backward, setup_context=_save_sampling)
 
 @_operator("yoso_sampling_gradients")
 def _sampling_gradients(
-    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, query_codes: Tensor,
-    key_codes: Tensor, grad: Tensor, hash_code_len: int,
+    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor, num_hash: int,
+    hash_code_len: int, hashes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     def weights(rows: slice) -> Tensor:
         return _collision_rate(query_codes_GLM[:, rows], key_codes_GSM)
 
+    if native.serves_lsh(query, hash_code_len):
+        return native.sampling_gradients(query, key, value, query_mask, key_mask, grad, num_hash, hash_code_len, hashes)
+    query_codes, key_codes = _hash_both(query, query_mask, key, key_mask, num_hash, hash_code_len, hashes)
     if kernels := _kernels(query, hash_code_len):
         return kernels.sampling_gradients(
             query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len
@@ -614,7 +627,7 @@ def _sampling_gradients(
 
 
 @_sampling_gradients.register_fake
-def _(query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len):
+def _(query, key, value, query_mask, key_mask, grad, num_hash, hash_code_len, hashes):
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 

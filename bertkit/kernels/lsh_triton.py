@@ -37,7 +37,7 @@ class _Buckets(NamedTuple):
     starts: Tensor
 
 
-def fast_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
+def hash_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
     """Codes by signed Hadamard transforms, `[B, N, L, M]`, int32."""
     batch, heads, count, width = x_BNLD.shape
     layout = hash_layout(width, num_hash, hash_code_len)

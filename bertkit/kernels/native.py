@@ -91,10 +91,10 @@ def serves_lsh(vectors: Tensor, hash_code_len: int) -> bool:
             and hash_code_len <= native_lsh.LONGEST_CODE and native.level() != native.PORTABLE)
 
 
-def fast_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
-    """Codes by signed Hadamard transforms, `[B, N, L, M]`, int32."""
-    return torch.from_numpy(native_lsh.fast_hash(
-        _floats(x_BNLD), _mask(mask_BL), num_hash, hash_code_len, _floats(signs_N3PD), _threads()))
+def hash_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, hashes: Tensor) -> Tensor:
+    """Codes by signed Hadamard transforms, or by Gaussian projections, `[B, N, L, M]`, int32."""
+    return torch.from_numpy(native_lsh.hash_codes(
+        _floats(x_BNLD), _mask(mask_BL), num_hash, hash_code_len, _floats(hashes), _threads()))
 
 
 def cumulate(
@@ -108,11 +108,22 @@ def cumulate(
     return torch.from_numpy(sums).to(value_BNSE.dtype)
 
 
+def sample(
+    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor, num_hash: int,
+    hash_code_len: int, hashes: Tensor,
+) -> Tensor:
+    """The same for the codes of queries and keys."""
+    sums = native_lsh.sampling(
+        *map(_floats, (query_BNLD, key_BNSD, value_BNSE)), _mask(query_mask_BL), _mask(key_mask_BS), num_hash, hash_code_len,
+        _floats(hashes), _threads())
+    return torch.from_numpy(sums).to(value_BNSE.dtype)
+
+
 def cumulate_weighted(
     query_mask_BL: Tensor, query_codes_BNLM: Tensor, query_weight_BNLW: Tensor, key_mask_BS: Tensor, key_codes_BNSM: Tensor,
     key_weight_BNSW: Tensor, value_BNSE: Tensor, hash_code_len: int,
 ) -> Tensor:
-    """The same with weights, `[B, N, L, E]`, of the dtype of the values."""
+    """Weighted sums over colliding keys, `[B, N, L, E]`, of the dtype of the values."""
     sums = native_lsh.weighted_cumulation(
         _mask(query_mask_BL), query_codes_BNLM.numpy(), _floats(query_weight_BNLW), _mask(key_mask_BS), key_codes_BNSM.numpy(),
         _floats(key_weight_BNSW), _floats(value_BNSE), hash_code_len, _threads())
@@ -120,14 +131,14 @@ def cumulate_weighted(
 
 
 def sampling_gradients(
-    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor,
-    query_codes_BNLM: Tensor, key_codes_BNSM: Tensor, grad_BNLE: Tensor, hash_code_len: int,
+    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor, grad_BNLE: Tensor,
+    num_hash: int, hash_code_len: int, hashes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sampled gradients of query, key and value, each of its dtype."""
     inputs = query_BNLD, key_BNSD, value_BNSE
     grads = native_lsh.sampling_gradients(
-        *map(_floats, inputs), _mask(query_mask_BL), _mask(key_mask_BS), query_codes_BNLM.numpy(), key_codes_BNSM.numpy(),
-        _floats(grad_BNLE), hash_code_len, _threads())
+        *map(_floats, inputs), _mask(query_mask_BL), _mask(key_mask_BS), _floats(grad_BNLE), num_hash, hash_code_len,
+        _floats(hashes), _threads())
     query, key, value = (torch.from_numpy(grad).to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
     return query, key, value
 

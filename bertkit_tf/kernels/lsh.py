@@ -65,7 +65,7 @@ def fast_hash(
     """
     wrong = _wrong_hashes("signs_N3PD", signs_N3PD, query_BNLD, num_hash, hash_code_len, True)
     _check("fast_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD, key_mask_BS=key_mask_BS)
-    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD, True)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, signs_N3PD)
 
 
 def gaussian_hash(
@@ -100,7 +100,7 @@ def gaussian_hash(
     wrong = _wrong_hashes("projections_NDK", projections_NDK, query_BNLD, num_hash, hash_code_len, False)
     _check("gaussian_hash", wrong, query_BNLD=query_BNLD, query_mask_BL=query_mask_BL, key_BNSD=key_BNSD,
            key_mask_BS=key_mask_BS)
-    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, projections_NDK, False)
+    return _hash_both(query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, projections_NDK)
 
 
 def lsh_cumulation(
@@ -300,21 +300,16 @@ def yoso_sampling(
     wrong += table_problems(hash_code_len, _width(value_BNSE))
     _check("yoso_sampling", wrong, query_BNLD=query_BNLD, key_BNSD=key_BNSD, value_BNSE=value_BNSE,
            query_mask_BL=query_mask_BL, key_mask_BS=key_mask_BS)
-    query_codes, key_codes = _hash_both(
-        query_BNLD, query_mask_BL, key_BNSD, key_mask_BS, num_hash, hash_code_len, hashes, use_fast_hash
-    )
-    masks = query_mask_BL, key_mask_BS
+    masks, functions = (query_mask_BL, key_mask_BS), (num_hash, hash_code_len, tf.cast(hashes, tf.float32))
 
     @tf.custom_gradient
     def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Callable]:
         def gradient(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             if lsh_backward:
-                return _sampling_gradients(
-                    query, key, value, *masks, query_codes, key_codes, grad, hash_code_len
-                )
+                return _sampling_gradients(query, key, value, *masks, grad, *functions)
             return _expectation_gradients(query, key, value, *masks, grad, hash_code_len)
 
-        return _cumulate(masks[0], query_codes, masks[1], key_codes, value, 2**hash_code_len), gradient
+        return _sampling(query, key, value, *masks, *functions), gradient
 
     return attend(query_BNLD, key_BNSD, value_BNSE)
 
@@ -368,26 +363,18 @@ def _with_buckets(capacity: int, query_codes: Tensor, key_codes: Tensor, value: 
 
 def _hash_both(
     query: Tensor, query_mask: Tensor, key: Tensor, key_mask: Tensor, num_hash: int, hash_code_len: int, hashes: Tensor,
-    fast: bool,
 ) -> tuple[Tensor, Tensor]:
-    codes, hashes = _fast_codes if fast else _gaussian_codes, tf.cast(hashes, tf.float32)
+    """Codes of both by signs `[N, 3, P, D]` or projections `[N, D, K]`."""
+    codes, hashes = _fast_codes if len(hashes.shape) == 4 else _gaussian_codes, tf.cast(hashes, tf.float32)
     return (
         codes(query, query_mask, num_hash, hash_code_len, hashes), codes(key, key_mask, num_hash, hash_code_len, hashes)
     )
 
 
-def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, projections: Tensor) -> Tensor:
-    # Not a matmul that broadcasts over the batch: oneDNN's writes past its buffers (TensorFlow 2.21).
-    projected_BNLK = tf.einsum("bnld,ndk->bnlk", tf.cast(x, tf.float32), projections)
-    batch, heads, count, _ = _sizes(projected_BNLK)
-    bits_BNLMT = tf.reshape(projected_BNLK > 0, (batch, heads, count, num_hash, hash_code_len))
-    return _finished(_codes(bits_BNLMT, axis=-1), mask, 1, tf.int32)
-
-
 def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
     layout = hash_layout(x.shape[-1], num_hash, hash_code_len)
     if native.serves_lsh(x, hash_code_len):
-        return native.fast_codes(x, mask, num_hash, hash_code_len, signs_N3PD)
+        return native.hash_codes(x, mask, num_hash, hash_code_len, signs_N3PD)
     batch, heads, count, head_dim = _sizes(x)
     # Vectors lie along the last axis, so that every butterfly adds long contiguous runs.
     x_GDL = tf.linalg.matrix_transpose(tf.cast(_kept(x, mask), tf.float32))
@@ -404,6 +391,20 @@ def _fast_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, sign
     codes_GML = _map(codes, (x_GDL, signs_G3PD1), tf.int32)
     codes_BNLM = tf.reshape(tf.linalg.matrix_transpose(codes_GML), (batch, heads, count, num_hash))
     return _finished(codes_BNLM, mask, 1, tf.int32)
+
+
+def _gaussian_codes(x: Tensor, mask: Tensor, num_hash: int, hash_code_len: int, projections_NDK: Tensor) -> Tensor:
+    if native.serves_lsh(x, hash_code_len):
+        return native.hash_codes(x, mask, num_hash, hash_code_len, projections_NDK)
+    batch, heads, count, _ = _sizes(x)
+
+    def codes(x_LD: Tensor, projections_DK: Tensor) -> Tensor:
+        bits_LMT = tf.reshape(x_LD @ projections_DK > 0, (count, num_hash, hash_code_len))
+        return _codes(bits_LMT, axis=-1)
+
+    x_GLD = tf.cast(_kept(x, mask), tf.float32)
+    codes_GLM = _map(codes, (x_GLD, tf.tile(projections_NDK, (batch, 1, 1))), tf.int32)
+    return _finished(tf.reshape(codes_GLM, (batch, heads, count, num_hash)), mask, 1, tf.int32)
 
 
 def _cumulate(
@@ -523,13 +524,22 @@ def _expectation_gradients(
     return _blockwise_gradients(weights, of, query, key, value, query_mask, key_mask, grad, hash_code_len)
 
 
+def _sampling(
+    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, num_hash: int, hash_code_len: int,
+    hashes: Tensor,
+) -> Tensor:
+    if native.serves_lsh(value, hash_code_len):
+        return native.sample(query, key, value, query_mask, key_mask, num_hash, hash_code_len, hashes)
+    query_codes, key_codes = _hash_both(query, query_mask, key, key_mask, num_hash, hash_code_len, hashes)
+    return _cumulate(query_mask, query_codes, key_mask, key_codes, value, 2**hash_code_len)
+
+
 def _sampling_gradients(
-    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, query_codes: Tensor,
-    key_codes: Tensor, grad: Tensor, hash_code_len: int,
+    query: Tensor, key: Tensor, value: Tensor, query_mask: Tensor, key_mask: Tensor, grad: Tensor, num_hash: int,
+    hash_code_len: int, hashes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     def pairwise() -> tuple[Tensor, Tensor, Tensor]:
         key_codes_MGS = tf.transpose(_grouped(key_codes), (2, 0, 1))
-        num_hash = query_codes.shape[3]
 
         def weights(query_codes_GRM: Tensor) -> Tensor:
             query_codes_MGR = tf.transpose(query_codes_GRM, (2, 0, 1))
@@ -561,9 +571,8 @@ def _sampling_gradients(
         )
 
     if native.serves_lsh(query, hash_code_len):
-        return native.sampling_gradients(
-            query, key, value, query_mask, key_mask, query_codes, key_codes, grad, hash_code_len
-        )
+        return native.sampling_gradients(query, key, value, query_mask, key_mask, grad, num_hash, hash_code_len, hashes)
+    query_codes, key_codes = _hash_both(query, query_mask, key, key_mask, num_hash, hash_code_len, hashes)
     pairs = _sizes(query)[2] * _sizes(key)[2]
     if tf.is_tensor(pairs):
         return tf.cond(pairs <= LONGEST_PAIRWISE**2, pairwise, tables)

@@ -96,10 +96,10 @@ def serves_lsh(vectors: Tensor, hash_code_len: int) -> bool:
             and not tf.config.list_logical_devices("GPU") and level() != native.PORTABLE)
 
 
-def fast_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, signs_N3PD: Tensor) -> Tensor:
-    """Codes by signed Hadamard transforms, `[B, N, L, M]`, int32."""
+def hash_codes(x_BNLD: Tensor, mask_BL: Tensor, num_hash: int, hash_code_len: int, hashes: Tensor) -> Tensor:
+    """Codes by signed Hadamard transforms, or by Gaussian projections, `[B, N, L, M]`, int32."""
     codes = _operations().bertkit_lsh_hash(
-        vectors=_floats(x_BNLD), mask=_mask(mask_BL), signs=_floats(signs_N3PD), hashes=num_hash, **_where(hash_code_len))
+        vectors=_floats(x_BNLD), mask=_mask(mask_BL), functions=_functions(hashes), hashes=num_hash, **_where(hash_code_len))
     return _of_shape(codes, *x_BNLD.shape[:3], num_hash)
 
 
@@ -114,11 +114,22 @@ def cumulate(
     return tf.cast(_of_shape(sums, *query_codes_BNLM.shape[:3], value_BNSE.shape[3]), value_BNSE.dtype)
 
 
+def sample(
+    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor, num_hash: int,
+    hash_code_len: int, hashes: Tensor,
+) -> Tensor:
+    """The same for the codes of queries and keys."""
+    sums = _operations().bertkit_lsh_sampling(
+        queries=_floats(query_BNLD), keys=_floats(key_BNSD), values=_floats(value_BNSE), query_mask=_mask(query_mask_BL),
+        key_mask=_mask(key_mask_BS), functions=_functions(hashes), hashes=num_hash, **_where(hash_code_len))
+    return tf.cast(_of_shape(sums, *query_BNLD.shape[:3], value_BNSE.shape[3]), value_BNSE.dtype)
+
+
 def cumulate_weighted(
     query_mask_BL: Tensor, query_codes_BNLM: Tensor, query_weight_BNLW: Tensor, key_mask_BS: Tensor, key_codes_BNSM: Tensor,
     key_weight_BNSW: Tensor, value_BNSE: Tensor, hash_code_len: int,
 ) -> Tensor:
-    """The same with weights, `[B, N, L, E]`, of the dtype of the values."""
+    """Weighted sums over colliding keys, `[B, N, L, E]`, of the dtype of the values."""
     sums = _operations().bertkit_lsh_weighted_sum(
         query_mask=_mask(query_mask_BL), query_codes=query_codes_BNLM, query_weights=_floats(query_weight_BNLW),
         key_mask=_mask(key_mask_BS), key_codes=key_codes_BNSM, key_weights=_floats(key_weight_BNSW),
@@ -127,13 +138,13 @@ def cumulate_weighted(
 
 
 def sampling_gradients(
-    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor,
-    query_codes_BNLM: Tensor, key_codes_BNSM: Tensor, grad_BNLE: Tensor, hash_code_len: int,
+    query_BNLD: Tensor, key_BNSD: Tensor, value_BNSE: Tensor, query_mask_BL: Tensor, key_mask_BS: Tensor, grad_BNLE: Tensor,
+    num_hash: int, hash_code_len: int, hashes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sampled gradients of query, key and value, each of its dtype."""
     grads = _operations().bertkit_lsh_gradients(
         queries=_floats(query_BNLD), keys=_floats(key_BNSD), values=_floats(value_BNSE), query_mask=_mask(query_mask_BL),
-        key_mask=_mask(key_mask_BS), query_codes=query_codes_BNLM, key_codes=key_codes_BNSM, grads=_floats(grad_BNLE),
+        key_mask=_mask(key_mask_BS), functions=_functions(hashes), grads=_floats(grad_BNLE), hashes=num_hash,
         **_where(hash_code_len))
     query, key, value = (
         tf.cast(_of_shape(grad, *x.shape), x.dtype) for grad, x in zip(grads, (query_BNLD, key_BNSD, value_BNSE), strict=True))
@@ -146,6 +157,12 @@ def _floats(x: Tensor) -> Tensor:
 
 def _mask(mask: Tensor) -> Tensor:
     return tf.cast(tf.cast(mask, tf.bool), tf.uint8)
+
+
+def _functions(hashes: Tensor) -> Tensor:
+    """Signs `[N, 3, P, D]`, or projections, whose second axis is 1."""
+    hashes = _floats(hashes)
+    return hashes if hashes.shape.rank == 4 else hashes[:, None]
 
 
 def _of_shape(x: Tensor, *shape: int | None) -> Tensor:

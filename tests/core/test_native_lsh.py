@@ -35,6 +35,10 @@ class Case(NamedTuple):
     def masks(self):
         return self.query_mask, self.key_mask
 
+    @property
+    def functions(self):
+        return self.num_hash, self.hash_code_len, self.signs
+
     def codes(self):
         return reference.fast_hash(self.query, self.query_mask, self.key, self.key_mask, self.num_hash, self.hash_code_len,
                                    self.signs)
@@ -66,6 +70,7 @@ CASES = {
     "wide heads": lambda: make(1, 1, 20, 30, 200, 300, 9, 7),
     "one bit": lambda: make(1, 2, 40, 30, 32, 16, 40, 1),
     "large tables": lambda: make(1, 1, 40, 50, 64, 64, 3, 17),
+    "tables of two widths": lambda: make(1, 1, 20, 30, 16, 144, 9, 11),
     "full buckets": lambda: make(1, 2, 300, 260, 64, 64, 3, 9, clusters=2),
     "more pairs than are kept at once": lambda: make(1, 1, 1100, 1200, 160, 160, 9, 3),
     "full buckets of odd widths": lambda: make(1, 1, 260, 300, 40, 24, 3, 3, clusters=3),
@@ -88,8 +93,24 @@ def assert_close(found, wanted):
 
 def test_codes_are_those_of_the_oracle(case, threads):
     for x, mask, wanted in zip((case.query, case.key), case.masks, case.codes(), strict=True):
-        found = native_lsh.fast_hash(x, mask, case.num_hash, case.hash_code_len, case.signs, threads)
+        found = native_lsh.hash_codes(x, mask, *case.functions, threads)
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("num_hash, hash_code_len", [(1, 1), (7, 9), (40, 3), (3, 13)])
+def test_gaussian_codes_are_those_of_the_oracle(num_hash, hash_code_len, threads):
+    random = np.random.default_rng(num_hash)
+    # Sums of small integers are exact in any order.
+    query, key = random.integers(-9, 10, (2, 2, 3, 37, 21)).astype(np.float32)
+    projections = random.integers(-9, 10, (3, 21, num_hash * hash_code_len)).astype(np.float32)
+    mask = random.random((2, 37)) > 0.2
+    functions = num_hash, hash_code_len, projections
+    wanted = reference.gaussian_hash(query, mask, key, mask, *functions)
+    for x, codes in zip((query, key), wanted, strict=True):
+        np.testing.assert_array_equal(native_lsh.hash_codes(x, mask, *functions, threads), codes)
+    value = random.normal(size=(2, 3, 37, 5)).astype(np.float32)
+    assert_close(native_lsh.sampling(query, key, value, mask, mask, *functions, threads),
+                 reference.lsh_cumulation(mask, wanted[0], mask, wanted[1], value, 2**hash_code_len))
 
 
 def test_sums_are_those_of_the_oracle(case, threads):
@@ -97,6 +118,8 @@ def test_sums_are_those_of_the_oracle(case, threads):
     arguments = case.query_mask, query_codes, case.key_mask, key_codes, case.value
     assert_close(native_lsh.cumulation(*arguments, case.hash_code_len, threads),
                  reference.lsh_cumulation(*arguments, 2**case.hash_code_len))
+    found = native_lsh.sampling(case.query, case.key, case.value, *case.masks, *case.functions, threads)
+    np.testing.assert_array_equal(found, native_lsh.cumulation(*arguments, case.hash_code_len, threads))
 
 
 def test_weighted_sums_are_those_of_the_oracle(case, threads):
@@ -109,7 +132,7 @@ def test_weighted_sums_are_those_of_the_oracle(case, threads):
 def test_gradients_are_those_of_the_oracle(case, threads):
     query_codes, key_codes = case.codes()
     vectors = case.query, case.key, case.value, *case.masks
-    found = native_lsh.sampling_gradients(*vectors, query_codes, key_codes, case.grad, case.hash_code_len, threads)
+    found = native_lsh.sampling_gradients(*vectors, case.grad, *case.functions, threads)
     wanted = reference.yoso_sampling_gradients(*vectors, case.hash_code_len, query_codes, key_codes, case.grad)
     for mine, theirs in zip(found, wanted, strict=True):
         assert_close(mine, theirs)
@@ -121,10 +144,9 @@ def test_threads_change_nothing(count):
     query_codes, key_codes = case.codes()
     results = []
     for threads in (Threads(LEVELS[-1], 1), Threads(LEVELS[-1], count)):
-        codes = native_lsh.fast_hash(case.query, None, case.num_hash, case.hash_code_len, case.signs, threads)
+        codes = native_lsh.hash_codes(case.query, None, *case.functions, threads)
         sums = native_lsh.cumulation(None, query_codes, None, key_codes, case.value, case.hash_code_len, threads)
-        grads = native_lsh.sampling_gradients(case.query, case.key, case.value, None, None, query_codes, key_codes, case.grad,
-                                              case.hash_code_len, threads)
+        grads = native_lsh.sampling_gradients(case.query, case.key, case.value, None, None, case.grad, *case.functions, threads)
         results.append((codes, sums, *grads))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -134,9 +156,8 @@ def test_several_callers_at_once_each_get_their_own():
     cases = [CASES[name]() for name in ("as trained", "odd widths", "full buckets")]
 
     def run(case):
-        codes = case.codes()
-        return [native_lsh.sampling_gradients(case.query, case.key, case.value, *case.masks, *codes, case.grad,
-                                              case.hash_code_len, Threads(LEVELS[-1], 2)) for _ in range(3)]
+        return [native_lsh.sampling_gradients(case.query, case.key, case.value, *case.masks, case.grad, *case.functions,
+                                              Threads(LEVELS[-1], 2)) for _ in range(3)]
 
     with ThreadPoolExecutor(len(cases)) as pool:
         for case, found in zip(cases, pool.map(run, cases), strict=True):
@@ -152,10 +173,11 @@ def test_what_masked_rows_hold_is_never_read():
     threads = Threads(LEVELS[-1], 2)
 
     def results(query, key, value, grad):
-        codes = native_lsh.fast_hash(query, case.query_mask, case.num_hash, case.hash_code_len, case.signs, threads)
+        codes = native_lsh.hash_codes(query, case.query_mask, *case.functions, threads)
         sums = native_lsh.cumulation(case.query_mask, query_codes, case.key_mask, key_codes, value, case.hash_code_len, threads)
-        return codes, sums, *native_lsh.sampling_gradients(
-            query, key, value, *case.masks, query_codes, key_codes, grad, case.hash_code_len, threads)
+        attended = native_lsh.sampling(query, key, value, *case.masks, *case.functions, threads)
+        return codes, sums, attended, *native_lsh.sampling_gradients(
+            query, key, value, *case.masks, grad, *case.functions, threads)
 
     def spoiled(x, mask):
         return np.where(mask[:, None, :, None], x, np.float32("nan"))

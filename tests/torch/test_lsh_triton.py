@@ -149,7 +149,7 @@ def test_kernels_compile_without_a_gpu(count, dtype, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(lsh_triton, "_launch", record)
     x, mask = torch.zeros(count, count, count, 64, dtype=dtype), torch.ones(count, count)
-    lsh_triton.fast_codes(x, mask, 9 * count, 9, torch.ones(count, 3, 2 * count, 64))
+    lsh_triton.hash_codes(x, mask, 9 * count, 9, torch.ones(count, 3, 2 * count, 64))
     codes = torch.zeros(count, count, count, count, dtype=torch.int32)
     lsh_triton.sampling_gradients(x, x, x, mask, mask, codes, codes, x, 9)
     assert len(launched) == 4

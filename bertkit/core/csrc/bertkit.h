@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define BK_ABI 2
+#define BK_ABI 3
 
 /* Instruction sets, the later the faster. The numbers are stored in packed weights. */
 enum bk_level { BK_SCALAR = 0, BK_AVX2 = 1, BK_AVXVNNI = 2, BK_AVX512 = 3, BK_AMX = 4, BK_LEVELS = 5 };
@@ -123,29 +123,36 @@ typedef struct bk_lsh {
     int64_t sequences, heads, hashes, code_bits;
 } bk_lsh;
 
-/* Codes by the signs of H D2 H D1 H D0 x, with Hadamard's matrix H and diagonals D of signs. */
-typedef struct bk_lsh_hash {
-    bk_lsh of;
-    int64_t rows, width;
-    const float* vectors;
-    const uint8_t* mask;  /* a row that is dropped has code 0 */
-    int64_t parts, size;  /* transforms of each row, and the length of each, a power of two from 32 on */
-    const float* signs;   /* [heads, 3, parts, size], 1 and -1 */
-    int32_t* codes;
-} bk_lsh_hash;
-
-BK_API int bk_lsh_run_hash(const bk_lsh_hash* call);
+/* Hash functions of vectors of `width` numbers. The bits of codes are the signs of H D2 H D1 H D0 x, with Hadamard's matrix H
+ * and diagonals D of signs; or, without parts, of dot products. */
+typedef struct bk_lsh_functions {
+    int64_t width;
+    int64_t parts, size;  /* transforms of each vector, and the length of each, a power of two from 32 on; or 0 and 0 */
+    const float* numbers; /* [heads, 3, parts, size], 1 and -1; without parts [heads, width, hashes * code_bits] */
+} bk_lsh_functions;
 
 /* One side of a sum. */
 typedef struct bk_lsh_side {
     int64_t rows;
     const uint8_t* mask;
-    const int32_t* codes;
+    const int32_t* codes; /* NULL: those of the vectors */
+    const float* vectors;
 } bk_lsh_side;
+
+/* The codes of vectors. */
+typedef struct bk_lsh_hash {
+    bk_lsh of;
+    bk_lsh_functions functions;
+    bk_lsh_side side; /* a row that is dropped has code 0 */
+    int32_t* codes;
+} bk_lsh_hash;
+
+BK_API int bk_lsh_run_hash(const bk_lsh_hash* call);
 
 /* sums[i] = mean over the hashes of the sum of values[j] over all keys j that collide with query i; 0 for a dropped query. */
 typedef struct bk_lsh_sum {
     bk_lsh of;
+    bk_lsh_functions functions; /* of sides without codes */
     bk_lsh_side queries, keys;
     int64_t width;
     const float* values; /* of the keys */
@@ -157,7 +164,7 @@ BK_API int bk_lsh_run_sum(const bk_lsh_sum* call);
 /* The same, each value times the dot product of the weights of query and key. */
 typedef struct bk_lsh_weighted_sum {
     bk_lsh of;
-    bk_lsh_side queries, keys;
+    bk_lsh_side queries, keys; /* with codes */
     int64_t weight_width, width;
     const float *query_weights, *key_weights, *values;
     float* sums;
@@ -169,10 +176,11 @@ BK_API int bk_lsh_run_weighted_sum(const bk_lsh_weighted_sum* call);
  * query_grads = w keys, key_grads = w^T queries, value_grads = r^T grads. */
 typedef struct bk_lsh_gradients {
     bk_lsh of;
-    bk_lsh_side query_side, key_side;
-    int64_t width, value_width;
+    bk_lsh_functions functions;
+    bk_lsh_side queries, keys; /* with vectors, of the functions' width */
+    int64_t width;             /* of values and grads */
     float scale;
-    const float *queries, *keys, *values, *grads;
+    const float *values, *grads;
     float *query_grads, *key_grads, *value_grads;
 } bk_lsh_gradients;
 

@@ -30,12 +30,29 @@ bool fits(const bk_lsh& of, int64_t rows, int64_t width) {
            of.threads >= 1;
 }
 
+bool are_functions(const bk_lsh& of, const bk_lsh_functions& functions) {
+    const int64_t size = functions.size;
+    if (functions.numbers == nullptr || !within(functions.width, 1, kMostRows)) return false;
+    if (functions.parts == 0) return size == 0;
+    const bool transforms = within(size, 32, kMostRows) && (size & (size - 1)) == 0 && functions.width <= size;
+    return transforms && of.code_bits <= size &&
+           functions.parts == (of.hashes + size / of.code_bits - 1) / (size / of.code_bits);
+}
+
+// Whether there are codes, or what they are made of.
+int check(const bk_lsh& of, const bk_lsh_functions& functions, const bk_lsh_side& side) {
+    if (side.rows == 0 || side.codes != nullptr) return BK_OK;
+    if (side.vectors == nullptr) return BK_BAD_ARGUMENT;
+    return are_functions(of, functions) ? BK_OK : BK_BAD_SHAPE;
+}
+
 // What sums have in common.
-int check(const bk_lsh& of, const bk_lsh_side& queries, const bk_lsh_side& keys, int64_t width, int64_t score_width) {
+int check(const bk_lsh& of, const bk_lsh_functions& functions, const bk_lsh_side& queries, const bk_lsh_side& keys,
+          int64_t width, int64_t score_width) {
     if (level_of(of.level) == nullptr) return BK_NO_LEVEL;
     if (!fits(of, queries.rows, width) || !fits(of, keys.rows, score_width)) return BK_BAD_SHAPE;
-    if ((queries.rows > 0 && queries.codes == nullptr) || (keys.rows > 0 && keys.codes == nullptr)) return BK_BAD_ARGUMENT;
-    return BK_OK;
+    const int code = check(of, functions, queries);
+    return code == BK_OK ? check(of, functions, keys) : code;
 }
 
 }  // namespace
@@ -44,34 +61,30 @@ int check(const bk_lsh& of, const bk_lsh_side& queries, const bk_lsh_side& keys,
 int bk_lsh_run_hash(const bk_lsh_hash* call) {
     using namespace bertkit;
     if (call == nullptr) return BK_BAD_ARGUMENT;
-    const bk_lsh& of = call->of;
-    const LshLevel* level = level_of(of.level);
+    const LshLevel* level = level_of(call->of.level);
     if (level == nullptr) return BK_NO_LEVEL;
-    const bool transforms = call->size >= 32 && (call->size & (call->size - 1)) == 0 && call->width <= call->size;
-    if (!fits(of, call->rows, call->width) || !transforms || of.code_bits > call->size ||
-        call->parts != (of.hashes + call->size / of.code_bits - 1) / (call->size / of.code_bits)) {
-        return BK_BAD_SHAPE;
-    }
-    return level->hash(*call);
+    if (!fits(call->of, call->side.rows, call->functions.width) || call->side.codes != nullptr) return BK_BAD_SHAPE;
+    const int code = check(call->of, call->functions, call->side);
+    return code == BK_OK ? level->hash(*call) : code;
 }
 
 int bk_lsh_run_sum(const bk_lsh_sum* call) {
     using namespace bertkit;
     if (call == nullptr) return BK_BAD_ARGUMENT;
-    const int code = check(call->of, call->queries, call->keys, call->width, call->width);
+    const int code = check(call->of, call->functions, call->queries, call->keys, call->width, call->width);
     return code == BK_OK ? level_of(call->of.level)->sum(*call) : code;
 }
 
 int bk_lsh_run_weighted_sum(const bk_lsh_weighted_sum* call) {
     using namespace bertkit;
     if (call == nullptr) return BK_BAD_ARGUMENT;
-    const int code = check(call->of, call->queries, call->keys, call->width, call->weight_width);
+    const int code = check(call->of, {}, call->queries, call->keys, call->width, call->weight_width);
     return code == BK_OK ? level_of(call->of.level)->weighted_sum(*call) : code;
 }
 
 int bk_lsh_run_gradients(const bk_lsh_gradients* call) {
     using namespace bertkit;
     if (call == nullptr) return BK_BAD_ARGUMENT;
-    const int code = check(call->of, call->query_side, call->key_side, call->width, call->value_width);
+    const int code = check(call->of, call->functions, call->queries, call->keys, call->functions.width, call->width);
     return code == BK_OK ? level_of(call->of.level)->gradients(*call) : code;
 }

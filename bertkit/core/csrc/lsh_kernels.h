@@ -26,6 +26,7 @@ inline Floats load(const float* from) {
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
 constexpr int64_t minimum(int64_t x, int64_t y) { return x < y ? x : y; }
+constexpr int64_t maximum(int64_t x, int64_t y) { return x < y ? y : x; }
 constexpr int64_t parts_of(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
 inline bool keeps(const uint8_t* mask, int64_t row) { return mask == nullptr || mask[row] != 0; }
@@ -69,15 +70,6 @@ int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job
     Context context{job, items, bytes, memory, {}, BK_OK};
     run(int(threads), of.openmp, &Context::enter, &context);
     return context.code;
-}
-
-/// Whether all codes of one side of a group have a bucket; one without would lead out of the table.
-inline bool are_codes(const bk_lsh& of, const bk_lsh_side& side, int64_t group) {
-    const int64_t count = side.rows * of.hashes;
-    const int32_t* codes = side.codes + group * count;
-    uint32_t all = 0;  // codes are below a power of two where their bits together are
-    for (int64_t i = 0; i < count; ++i) all |= uint32_t(codes[i]);
-    return all < uint32_t(1) << of.code_bits;
 }
 
 /// Rows that come next are on their way while others are worked on.
@@ -195,56 +187,82 @@ inline void hadamard_transform(const Floats* from, const float* signs, Floats* t
     if (size / stride == 2) butterflies<2>(to, nullptr, to, size, stride);
 }
 
+/// The codes of one side.
 struct Hash {
-    static constexpr int64_t kRows = 16 * kLanes;  // of an item
+    static constexpr int64_t kProjections = 64;  // that are made at once
 
-    const bk_lsh_hash& call;
+    const bk_lsh& of;
+    const bk_lsh_functions& functions;
+    const bk_lsh_side& side;
 
-    int64_t items_of_group() const { return parts_of(call.rows, kRows); }
-    int64_t bytes() const { return (2 * call.size + round_up(call.of.hashes, kLanes)) * int64_t(sizeof(Floats)); }
+    bool transforms() const { return functions.parts > 0; }
+    int64_t columns() const { return transforms() ? functions.size : round_up(functions.width, kLanes); }
+    int64_t bits_at_once() const { return transforms() ? functions.size : kProjections; }
 
-    int work(int64_t item, char* memory) const {
-        const int64_t group = item / items_of_group(), begin = item % items_of_group() * kRows;
-        const uint8_t* mask = mask_of(call.mask, group / call.of.heads, call.rows);
-        const float* signs = call.signs + group % call.of.heads * 3 * call.parts * call.size;
+    /// Memory for hashing, and for all codes of a group, where they are not given.
+    int64_t bytes() const {
+        return (columns() + bits_at_once() + round_up(of.hashes, kLanes)) * int64_t(sizeof(Floats));
+    }
+    int64_t group_bytes() const { return side.codes != nullptr ? 0 : round_up(code_count() * int64_t(sizeof(int32_t)), 64); }
+    int64_t code_count() const { return side.rows * of.hashes; }
+
+    /// The codes of a group, [rows, hashes]; null where a given one has no bucket: it would lead out of the table.
+    const int32_t* group_codes(int64_t group, char* memory, char* codes_memory) const {
+        if (side.codes == nullptr) {
+            auto* codes = reinterpret_cast<int32_t*>(codes_memory);
+            hash_rows(group, 0, side.rows, memory, codes);
+            return codes;
+        }
+        const int32_t* codes = side.codes + group * code_count();
+        uint32_t all = 0;  // codes are below a power of two where their bits together are
+        for (int64_t i = 0; i < code_count(); ++i) all |= uint32_t(codes[i]);
+        return all < uint32_t(1) << of.code_bits ? codes : nullptr;
+    }
+
+    /// Some rows of a group, whose codes go to the same rows of `codes`.
+    void hash_rows(int64_t group, int64_t begin, int64_t end, char* memory, int32_t* codes) const {
+        const uint8_t* mask = mask_of(side.mask, group / of.heads, side.rows);
+        const int64_t of_head = transforms() ? 3 * functions.parts * functions.size : functions.width * of.hashes * of.code_bits;
+        const float* numbers = functions.numbers + group % of.heads * of_head;
+        const std::size_t row_bytes = std::size_t(functions.width) * sizeof(float);
+        const std::size_t code_bytes = std::size_t(of.hashes) * sizeof *codes;
         auto* vectors = reinterpret_cast<Floats*>(memory);
-        for (int64_t row = begin; row < minimum(begin + kRows, call.rows); row += kLanes) {
-            const int64_t count = minimum(kLanes, call.rows - row);
-            const float* rows = call.vectors + (group * call.rows + row) * call.width;
-            int32_t* codes = call.codes + (group * call.rows + row) * call.of.hashes;
-            const std::size_t row_bytes = std::size_t(call.width) * sizeof *rows;
-            const std::size_t code_bytes = std::size_t(call.of.hashes) * sizeof *codes;
+        Floats *bits = vectors + columns(), *found = bits + bits_at_once();
+        for (int64_t row = begin; row < end; row += kLanes) {
+            const int64_t count = minimum(kLanes, end - row);
+            const float* rows = side.vectors + (group * side.rows + row) * functions.width;
             read(rows, count, vectors);
-            fetch(rows + kLanes * call.width, kLanes * row_bytes);
-            fetch(codes + kLanes * call.of.hashes, kLanes * code_bytes);
-            hash(vectors, signs, vectors + call.size, vectors + 2 * call.size);
-            write(vectors + 2 * call.size, count, codes);
+            fetch(rows + kLanes * functions.width, kLanes * row_bytes);
+            fetch(codes + (row + kLanes) * of.hashes, kLanes * code_bytes);
+            hash(vectors, numbers, bits, found);
+            write(found, count, codes + row * of.hashes);
             for (int64_t i = 0; i < count; ++i) {
-                if (!keeps(mask, row + i)) std::memset(codes + i * call.of.hashes, 0, code_bytes);
+                if (!keeps(mask, row + i)) std::memset(codes + (row + i) * of.hashes, 0, code_bytes);
             }
         }
-        return BK_OK;
     }
 
     /// Some rows, one in each lane, filled up with zeros.
-    void read(const float* rows, int64_t count, Floats* columns) const {
-        std::memset(columns, 0, std::size_t(call.size) * sizeof *columns);
-        for (int64_t d = 0; d < call.width; d += kLanes) {
+    void read(const float* rows, int64_t count, Floats* vectors) const {
+        std::memset(vectors, 0, std::size_t(columns()) * sizeof *vectors);
+        for (int64_t d = 0; d < functions.width; d += kLanes) {
             Floats x[kLanes] = {};
-            for (int64_t i = 0; i < count; ++i) x[i] = Row<1>::read(rows + i * call.width + d, call.width - d).x[0];
+            for (int64_t i = 0; i < count; ++i) x[i] = Row<1>::read(rows + i * functions.width + d, functions.width - d).x[0];
             transpose(x);
-            std::memcpy(columns + d, x, sizeof x);
+            std::memcpy(vectors + d, x, sizeof x);
         }
     }
 
-    void hash(const Floats* columns, const float* signs, Floats* x, Floats* codes) const {
-        const int64_t bits = call.of.code_bits, hashes_of_part = call.size / bits;
-        for (int64_t part = 0; part < call.parts; ++part) {
-            for (int64_t step = 0; step < 3; ++step) {
-                hadamard_transform(step == 0 ? columns : x, signs + (step * call.parts + part) * call.size, x, call.size);
+    void hash(const Floats* vectors, const float* numbers, Floats* x, Floats* codes) const {
+        const int64_t bits = of.code_bits, step = bits_at_once() / bits;
+        for (int64_t first = 0; first < of.hashes; first += step) {
+            const int64_t count = minimum(step, of.hashes - first);
+            if (transforms()) {
+                transform(vectors, numbers + first / step * functions.size, x);
+            } else {
+                project(vectors, numbers + first * bits, count * bits, x);
             }
-            const int64_t first = part * hashes_of_part;
-            for (int64_t m = 0; m < minimum(hashes_of_part, call.of.hashes - first); ++m) {
+            for (int64_t m = 0; m < count; ++m) {
                 Ints code = {}, bit = code + 1;
                 for (int64_t i = m * bits; i < (m + 1) * bits; ++i, bit += bit) code |= (x[i] > 0) & bit;
                 codes[first + m] = Floats(code);
@@ -252,22 +270,90 @@ struct Hash {
         }
     }
 
+    void transform(const Floats* vectors, const float* signs, Floats* x) const {
+        for (int64_t step = 0; step < 3; ++step, signs += functions.parts * functions.size) {
+            hadamard_transform(step == 0 ? vectors : x, signs, x, functions.size);
+        }
+    }
+
+    void project(const Floats* vectors, const float* projections, int64_t count, Floats* x) const {
+        constexpr int64_t kAtOnce = 8;
+        if (count < kAtOnce) {
+            for (int64_t i = 0; i < count; ++i) products<1>(vectors, projections + i, x + i);
+            return;
+        }
+        for (int64_t i = 0; i < count; i += kAtOnce) {
+            const int64_t begin = minimum(i, count - kAtOnce);
+            products<kAtOnce>(vectors, projections + begin, x + begin);
+        }
+    }
+
+    template <int kCount>
+    void products(const Floats* vectors, const float* projections, Floats* x) const {
+        Floats sums[kCount] = {};
+        for (int64_t d = 0; d < functions.width; ++d, projections += of.hashes * of.code_bits) {
+            for (int i = 0; i < kCount; ++i) sums[i] += vectors[d] * projections[i];
+        }
+        for (int i = 0; i < kCount; ++i) x[i] = sums[i];
+    }
+
     void write(const Floats* codes, int64_t count, int32_t* to) const {
-        for (int64_t m = 0; m < call.of.hashes; m += kLanes) {
+        for (int64_t m = 0; m < of.hashes; m += kLanes) {
             Floats rows[kLanes];
             std::memcpy(rows, codes + m, sizeof rows);
             transpose(rows);
-            const int64_t columns = call.of.hashes - m;
+            const int64_t columns = of.hashes - m;
             for (int64_t i = 0; i < count; ++i) {
-                Row<1>{{rows[i]}}.write(reinterpret_cast<float*>(to + i * call.of.hashes + m), columns);
+                Row<1>{{rows[i]}}.write(reinterpret_cast<float*>(to + i * of.hashes + m), columns);
             }
         }
     }
 };
 
+/// Hash rows, some at a time.
+struct HashRows {
+    static constexpr int64_t kRows = 16 * kLanes;
+
+    const bk_lsh_hash& call;
+    Hash hash{call.of, call.functions, call.side};
+
+    int64_t items_of_group() const { return parts_of(call.side.rows, kRows); }
+    int64_t bytes() const { return hash.bytes(); }
+    int work(int64_t item, char* memory) const {
+        const int64_t group = item / items_of_group(), begin = item % items_of_group() * kRows;
+        hash.hash_rows(group, begin, minimum(begin + kRows, call.side.rows), memory, call.codes + group * hash.code_count());
+        return BK_OK;
+    }
+};
+
 inline int hash(const bk_lsh_hash& call) {
-    const Hash job{call};
+    const HashRows job{call};
     return for_each_item(call.of, call.of.sequences * call.of.heads * job.items_of_group(), job.bytes(), job);
+}
+
+/// Sums over the rows of a group that collide. The codes are given, or hashed first: those of a group fit a cache.
+template <typename Sums>
+struct Groups {
+    Hash queries, keys;
+    Sums sums;
+
+    int64_t codes_bytes() const { return queries.group_bytes() + keys.group_bytes(); }
+    int64_t bytes() const { return codes_bytes() + maximum(sums.bytes(), maximum(queries.bytes(), keys.bytes())); }
+    int work(int64_t group, char* memory) const {
+        char* rest = memory + codes_bytes();
+        const int32_t* query_codes = queries.group_codes(group, rest, memory);
+        const int32_t* key_codes = keys.group_codes(group, rest, memory + queries.group_bytes());
+        if (query_codes == nullptr || key_codes == nullptr) return BK_BAD_CODE;
+        sums.add(group, query_codes, key_codes, rest);
+        return BK_OK;
+    }
+};
+
+template <typename Sums>
+int add_groups(const bk_lsh& of, const bk_lsh_functions& functions, const bk_lsh_side& queries, const bk_lsh_side& keys,
+               const Sums& sums) {
+    const Groups<Sums> job{{of, functions, queries}, {of, functions, keys}, sums};
+    return for_each_item(of, of.sequences * of.heads, job.bytes(), job);
 }
 
 // -- sums -----------------------------------------------------------------------------------------------------------
@@ -284,86 +370,84 @@ struct Sum {
     static constexpr int64_t kTableBytes = 1 << 20;  // of the tables of some hashes together: what stays in a cache
     static constexpr int64_t kMostHashes = 8;
 
-    const bk_lsh_sum& call;
+    const bk_lsh& of;
+    const bk_lsh_side &queries, &keys;
+    int64_t width;
+    const float* values;
+    float* sums;
 
-    int64_t capacity() const { return int64_t(1) << call.of.code_bits; }
-    int64_t slices() const {
-        int64_t count = 0;
-        for (int64_t columns = call.width; columns > 0; columns -= next_vectors(columns) * kLanes) ++count;
-        return count;
-    }
+    int64_t capacity() const { return int64_t(1) << of.code_bits; }
     int64_t hashes_at_once(int64_t vectors) const {
         const int64_t fit = kTableBytes / (capacity() * vectors * int64_t(sizeof(Floats)));
-        return minimum(minimum(fit < 1 ? 1 : fit, kMostHashes), call.of.hashes);
+        return minimum(minimum(fit < 1 ? 1 : fit, kMostHashes), of.hashes);
     }
     int64_t bytes() const {
-        const int64_t vectors = next_vectors(call.width);
-        return hashes_at_once(vectors) * capacity() * (vectors * int64_t(sizeof(Floats)) + int64_t(sizeof(int32_t)));
+        int64_t most = 0;
+        for (int64_t vectors = next_vectors(width); vectors > 0; vectors /= 2) {
+            const int64_t bucket = vectors * int64_t(sizeof(Floats)) + int64_t(sizeof(int32_t));
+            most = maximum(most, hashes_at_once(vectors) * capacity() * bucket);
+        }
+        return most;
     }
 
-    int work(int64_t item, char* memory) const {
-        const int64_t group = item / slices();
-        if (!are_codes(call.of, call.queries, group) || !are_codes(call.of, call.keys, group)) return BK_BAD_CODE;
-        int64_t begin = 0;
-        for (int64_t slice = item % slices(); slice > 0; --slice) begin += next_vectors(call.width - begin) * kLanes;
+    void add(int64_t group, const int32_t* query_codes, const int32_t* key_codes, char* memory) const {
         auto* table = reinterpret_cast<float*>(memory);
-        switch (next_vectors(call.width - begin)) {
-            case 8: sum<8>(group, begin, table); break;
-            case 4: sum<4>(group, begin, table); break;
-            case 2: sum<2>(group, begin, table); break;
-            default: sum<1>(group, begin, table);
+        for (int64_t begin = 0; begin < width; begin += next_vectors(width - begin) * kLanes) {
+            switch (next_vectors(width - begin)) {
+                case 8: add_columns<8>(group, begin, query_codes, key_codes, table); break;
+                case 4: add_columns<4>(group, begin, query_codes, key_codes, table); break;
+                case 2: add_columns<2>(group, begin, query_codes, key_codes, table); break;
+                default: add_columns<1>(group, begin, query_codes, key_codes, table);
+            }
         }
-        return BK_OK;
     }
 
     template <int kVectors>
-    void sum(int64_t group, int64_t begin, float* table) const {
-        const int64_t hashes = call.of.hashes, step = hashes_at_once(kVectors), width = kVectors * kLanes;
-        const int64_t columns = call.width - begin, sequence = group / call.of.heads;
-        const uint8_t* key_mask = mask_of(call.keys.mask, sequence, call.keys.rows);
-        const uint8_t* query_mask = mask_of(call.queries.mask, sequence, call.queries.rows);
-        const int32_t* key_codes = call.keys.codes + group * call.keys.rows * hashes;
-        const int32_t* query_codes = call.queries.codes + group * call.queries.rows * hashes;
-        const float* values = call.values + group * call.keys.rows * call.width + begin;
-        float* sums = call.sums + group * call.queries.rows * call.width + begin;
+    void add_columns(int64_t group, int64_t begin, const int32_t* query_codes, const int32_t* key_codes, float* table) const {
+        constexpr int64_t kPitch = kVectors * kLanes;
+        const int64_t hashes = of.hashes, step = hashes_at_once(kVectors), columns = width - begin;
+        const uint8_t* key_mask = mask_of(keys.mask, group / of.heads, keys.rows);
+        const uint8_t* query_mask = mask_of(queries.mask, group / of.heads, queries.rows);
+        const float* from = values + group * keys.rows * width + begin;
+        float* to = sums + group * queries.rows * width + begin;
         // A bucket counts once a key was added to it; before, it holds anything. Clearing takes long where keys are few.
-        auto* filled = reinterpret_cast<int32_t*>(table + step * capacity() * width);
+        auto* filled = reinterpret_cast<int32_t*>(table + step * capacity() * kPitch);
         for (int64_t first = 0; first < hashes; first += step) {
             const int64_t count = minimum(step, hashes - first);
             std::memset(filled, 0, std::size_t(count * capacity()) * sizeof *filled);
-            for (int64_t key = 0; key < call.keys.rows; ++key) {
+            for (int64_t key = 0; key < keys.rows; ++key) {
                 if (!keeps(key_mask, key)) continue;
-                const auto value = Row<kVectors>::read(values + key * call.width, columns);
+                const auto value = Row<kVectors>::read(from + key * width, columns);
                 for (int64_t m = 0; m < count; ++m) {
                     const int64_t bucket = m * capacity() + key_codes[key * hashes + first + m];
                     Row<kVectors> sum = value;
-                    sum.add(table + bucket * width, filled[bucket]);
-                    sum.write(table + bucket * width, width);
+                    sum.add(table + bucket * kPitch, filled[bucket]);
+                    sum.write(table + bucket * kPitch, kPitch);
                     filled[bucket] = -1;
                 }
             }
-            for (int64_t query = 0; query < call.queries.rows; ++query) {
-                float* to = sums + query * call.width;
+            for (int64_t query = 0; query < queries.rows; ++query) {
+                float* row = to + query * width;
                 Row<kVectors> total = {};
                 if (keeps(query_mask, query)) {
-                    if (first > 0) total = Row<kVectors>::read(to, columns);
+                    if (first > 0) total = Row<kVectors>::read(row, columns);
                     for (int64_t m = 0; m < count; ++m) {
                         const int64_t bucket = m * capacity() + query_codes[query * hashes + first + m];
-                        total.add(table + bucket * width, filled[bucket]);
+                        total.add(table + bucket * kPitch, filled[bucket]);
                     }
                     if (first + count == hashes) {
                         for (Floats& x : total.x) x /= float(hashes);
                     }
                 }
-                total.write(to, columns);
+                total.write(row, columns);
             }
         }
     }
 };
 
 inline int sum(const bk_lsh_sum& call) {
-    const Sum job{call};
-    return for_each_item(call.of, call.of.sequences * call.of.heads * job.slices(), job.bytes(), job);
+    const Sum sums{call.of, call.queries, call.keys, call.width, call.values, call.sums};
+    return add_groups(call.of, call.functions, call.queries, call.keys, sums);
 }
 
 // -- products over rows that are scattered in memory --------------------------------------------------------------------
@@ -469,8 +553,8 @@ struct PairSums {
     static constexpr int64_t kMostHashes = 8, kMostRows = 1 << 17;  // that are sorted at once
     static constexpr int kVectors = kLanes / kTile;  // of a row, that are summed at once
 
-    bk_lsh of;
-    bk_lsh_side queries, keys;
+    const bk_lsh& of;
+    const bk_lsh_side &queries, &keys;
     int64_t score_width, width;
     float scale;
     const float *query_scores, *key_scores;  // [rows, score_width]
@@ -533,8 +617,7 @@ struct PairSums {
         return walk.size();
     }
 
-    int work(int64_t group, char* thread_memory) const {
-        if (!are_codes(of, queries, group) || !are_codes(of, keys, group)) return BK_BAD_CODE;
+    void add(int64_t group, const int32_t* query_codes, const int32_t* key_codes, char* thread_memory) const {
         Walk walk(thread_memory);
         Memory memory = place(walk);
         const int64_t l = queries.rows, s = keys.rows;
@@ -548,14 +631,13 @@ struct PairSums {
         }
         for (int64_t first = 0; first < of.hashes; first += hashes_at_once()) {
             const int64_t count = minimum(hashes_at_once(), of.hashes - first);
-            read_codes(queries, group, first, count, memory.queries);
-            read_codes(keys, group, first, count, memory.keys);
+            read_codes(queries, group, query_codes + first, count, memory.queries);
+            read_codes(keys, group, key_codes + first, count, memory.keys);
             for (int64_t m = 0; m < count; ++m) add_hash(memory, m);
             add_tiles(memory);
         }
         finish(memory.queries.sums, l, query_sums + group * l * width);
         if (both()) finish(memory.keys.sums, s, key_sums + group * s * width);
-        return BK_OK;
     }
 
     /// Rows of the caller, where they are whole vectors, else copies of them.
@@ -579,9 +661,8 @@ struct PairSums {
         }
     }
 
-    void read_codes(const bk_lsh_side& side, int64_t group, int64_t first, int64_t count, Side& to) const {
+    void read_codes(const bk_lsh_side& side, int64_t group, const int32_t* codes, int64_t count, Side& to) const {
         const uint8_t* mask = mask_of(side.mask, group / of.heads, side.rows);
-        const int32_t* codes = side.codes + group * side.rows * of.hashes + first;
         for (int64_t row = 0; row < side.rows; ++row) {
             const bool kept = keeps(mask, row);
             for (int64_t m = 0; m < count; ++m) {
@@ -701,18 +782,29 @@ struct PairSums {
     }
 };
 
-inline int pair_sums(const PairSums& job) { return for_each_item(job.of, job.of.sequences * job.of.heads, job.bytes(), job); }
-
 inline int weighted_sum(const bk_lsh_weighted_sum& call) {
-    return pair_sums({call.of, call.queries, call.keys, call.weight_width, call.width, 1.0f, call.query_weights,
-                      call.key_weights, nullptr, call.values, call.sums, nullptr});
+    const PairSums sums{call.of, call.queries, call.keys, call.weight_width, call.width, 1.0f, call.query_weights,
+                        call.key_weights, nullptr, call.values, call.sums, nullptr};
+    return add_groups(call.of, {}, call.queries, call.keys, sums);
 }
 
+struct Gradients {
+    Sum of_values;
+    PairSums of_both;
+
+    int64_t bytes() const { return maximum(of_values.bytes(), of_both.bytes()); }
+    void add(int64_t group, const int32_t* query_codes, const int32_t* key_codes, char* memory) const {
+        of_values.add(group, key_codes, query_codes, memory);
+        of_both.add(group, query_codes, key_codes, memory);
+    }
+};
+
 inline int gradients(const bk_lsh_gradients& call) {
-    const int code = sum({call.of, call.key_side, call.query_side, call.value_width, call.grads, call.value_grads});
-    if (code != BK_OK) return code;
-    return pair_sums({call.of, call.query_side, call.key_side, call.value_width, call.width, call.scale, call.grads,
-                      call.values, call.queries, call.keys, call.query_grads, call.key_grads});
+    const bk_lsh_side &queries = call.queries, &keys = call.keys;
+    const Gradients sums{{call.of, keys, queries, call.width, call.grads, call.value_grads},
+                         {call.of, queries, keys, call.width, call.functions.width, call.scale, call.grads, call.values,
+                          queries.vectors, keys.vectors, call.query_grads, call.key_grads}};
+    return add_groups(call.of, call.functions, queries, keys, sums);
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const Operation* const OPERATIONS[] = {&ibert_encode, &lsh_fast_hash, &lsh_cumulation, &lsh_weighted_cumulation,
-                                              &lsh_sampling_gradients};
+static const Operation* const OPERATIONS[] = {&ibert_encode, &lsh_hash, &lsh_cumulation, &lsh_sampling,
+                                              &lsh_weighted_cumulation, &lsh_sampling_gradients};
 
 /* ---- what operations share ---------------------------------------------------------------------------------------- */
 

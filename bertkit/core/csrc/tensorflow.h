@@ -91,7 +91,7 @@ typedef struct Operation {
     const Operation identifier = {__VA_ARGS__, .create = create_##identifier};                                     \
     static void* create_##identifier(TF_OpKernelConstruction* construction) { return create_kernel(&identifier, construction); }
 
-extern const Operation ibert_encode, lsh_fast_hash, lsh_cumulation, lsh_weighted_cumulation, lsh_sampling_gradients;
+extern const Operation ibert_encode, lsh_hash, lsh_cumulation, lsh_sampling, lsh_weighted_cumulation, lsh_sampling_gradients;
 
 void* create_kernel(const Operation*, TF_OpKernelConstruction*);
 

@@ -1,9 +1,10 @@
 /* YOSO's kernels: bk_lsh_run_*. Vectors are [sequences, heads, rows, width], codes [sequences, heads, rows, hashes], masks
- * [sequences, rows] or [0, 0]. */
+ * [sequences, rows] or [0, 0], functions signs of transforms, [heads, 3, parts, size], or projections, [heads, 1, width, bits]. */
 #include "tensorflow.h"
 
 enum { LEVEL, THREADS, CODE_BITS, HASHES };
 #define ATTRIBUTES {"level", "threads", "code_bits"}
+#define HASH_ATTRIBUTES {"level", "threads", "code_bits", "hashes"}
 
 static int64_t dim(const TF_Tensor* tensor, int axis) { return TF_Dim(tensor, axis); }
 
@@ -22,6 +23,38 @@ static const uint8_t* mask_data(const TF_Tensor* mask) { return TF_TensorByteSiz
 
 static bk_lsh_side side_of(const TF_Tensor* mask, const TF_Tensor* codes) {
     return (bk_lsh_side){.rows = dim(codes, 2), .mask = mask_data(mask), .codes = TF_TensorData(codes)};
+}
+
+/* A side without codes. */
+static bk_lsh_side hashed(const TF_Tensor* mask, const TF_Tensor* vectors) {
+    return (bk_lsh_side){.rows = dim(vectors, 2), .mask = mask_data(mask), .vectors = TF_TensorData(vectors)};
+}
+
+static bk_lsh_functions functions_of(const TF_Tensor* numbers, int64_t width) {
+    bk_lsh_functions functions = {.width = width, .numbers = TF_TensorData(numbers)};
+    if (dim(numbers, 1) == 3) {
+        functions.parts = dim(numbers, 2);
+        functions.size = dim(numbers, 3);
+    }
+    return functions;
+}
+static bool are_functions(const TF_Tensor* numbers, const bk_lsh* of, int64_t width) {
+    const int64_t signs[] = {of->heads, 3, -1, -1}, projections[] = {of->heads, 1, width, of->hashes * of->code_bits};
+    return has_dims(numbers, signs, 4) || has_dims(numbers, projections, 4);
+}
+
+/* Whether mask and vectors are of so many sequences and heads, and so wide. */
+static bool are_vectors(const bk_lsh* of, const TF_Tensor* mask, const TF_Tensor* vectors, int64_t rows, int64_t width) {
+    const int64_t dims[] = {of->sequences, of->heads, rows, width};
+    return has_dims(vectors, dims, 4) && is_mask(mask, of->sequences, dim(vectors, 2));
+}
+
+/* Whether the first inputs of an operation belong together: queries, keys, values, masks of queries and keys, functions. */
+static bool are_attended(const bk_lsh* of, TF_Tensor* const* inputs) {
+    const TF_Tensor *queries = inputs[0], *keys = inputs[1], *values = inputs[2], *query_mask = inputs[3], *key_mask = inputs[4];
+    const int64_t width = dim(queries, 3);
+    return are_vectors(of, query_mask, queries, -1, width) && are_vectors(of, key_mask, keys, -1, width) &&
+           are_vectors(of, key_mask, values, dim(keys, 2), -1) && are_functions(inputs[5], of, width);
 }
 
 /* Whether masks and codes belong together; vectors may be NULL. */
@@ -51,16 +84,14 @@ static void unknown_shapes(TF_ShapeInferenceContext* context, TF_Status* status)
 /* ---- codes -------------------------------------------------------------------------------------------------------- */
 
 static void hash(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int64_t* attributes, TF_Status* status) {
-    const TF_Tensor *vectors = inputs[0], *mask = inputs[1], *signs = inputs[2];
-    const int64_t sign_dims[] = {dim(vectors, 1), 3, -1, -1};
-    if (!has_dims(signs, sign_dims, 4) || !is_mask(mask, dim(vectors, 0), dim(vectors, 2))) {
+    const TF_Tensor *vectors = inputs[0], *mask = inputs[1], *functions = inputs[2];
+    bk_lsh_hash call = {.of = common(attributes, vectors, attributes[HASHES]),
+                        .functions = functions_of(functions, dim(vectors, 3)), .side = hashed(mask, vectors)};
+    if (!are_vectors(&call.of, mask, vectors, -1, -1) || !are_functions(functions, &call.of, call.functions.width)) {
         refuse_shapes(status, "BertkitLshHash");
         return;
     }
-    bk_lsh_hash call = {.of = common(attributes, vectors, attributes[HASHES]), .rows = dim(vectors, 2),
-                        .width = dim(vectors, 3), .vectors = TF_TensorData(vectors), .mask = mask_data(mask),
-                        .parts = dim(signs, 2), .size = dim(signs, 3), .signs = TF_TensorData(signs)};
-    const int64_t dims[] = {call.of.sequences, call.of.heads, call.rows, call.of.hashes};
+    const int64_t dims[] = {call.of.sequences, call.of.heads, call.side.rows, call.of.hashes};
     TF_Tensor* codes = allocate(context, 0, TF_INT32, dims, 4, status);
     if (TF_GetCode(status) == TF_OK) {
         call.codes = TF_TensorData(codes);
@@ -69,8 +100,8 @@ static void hash(TF_OpKernelContext* context, TF_Tensor* const* inputs, const in
     if (codes != NULL) TF_DeleteTensor(codes);
 }
 
-OPERATION(lsh_fast_hash, "BertkitLshHash", {{"vectors: float", 4}, {"mask: uint8", 2}, {"signs: float", 4}},
-          {"level", "threads", "code_bits", "hashes"}, {"codes: int32"}, hash, unknown_shapes)
+OPERATION(lsh_hash, "BertkitLshHash", {{"vectors: float", 4}, {"mask: uint8", 2}, {"functions: float", 4}}, HASH_ATTRIBUTES,
+          {"codes: int32"}, hash, unknown_shapes)
 
 /* ---- sums --------------------------------------------------------------------------------------------------------- */
 
@@ -91,6 +122,26 @@ static void sum(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int
 OPERATION(lsh_cumulation, "BertkitLshSum",
           {{"query_mask: uint8", 2}, {"query_codes: int32", 4}, {"key_mask: uint8", 2}, {"key_codes: int32", 4}, {"values: float", 4}},
           ATTRIBUTES, {"sums: float"}, sum, unknown_shapes)
+
+static void sampling(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int64_t* attributes, TF_Status* status) {
+    const TF_Tensor *queries = inputs[0], *keys = inputs[1], *values = inputs[2], *query_mask = inputs[3], *key_mask = inputs[4];
+    bk_lsh_sum call = {.of = common(attributes, queries, attributes[HASHES]),
+                       .functions = functions_of(inputs[5], dim(queries, 3)), .queries = hashed(query_mask, queries),
+                       .keys = hashed(key_mask, keys), .width = dim(values, 3), .values = TF_TensorData(values)};
+    if (!are_attended(&call.of, inputs)) {
+        refuse_shapes(status, "BertkitLshSampling");
+        return;
+    }
+    TF_Tensor* sums = NULL;
+    call.sums = vectors_like(context, 0, queries, call.width, &sums, status);
+    if (TF_GetCode(status) == TF_OK) report_code(status, "BertkitLshSampling", bk_lsh_run_sum(&call));
+    if (sums != NULL) TF_DeleteTensor(sums);
+}
+
+OPERATION(lsh_sampling, "BertkitLshSampling",
+          {{"queries: float", 4}, {"keys: float", 4}, {"values: float", 4}, {"query_mask: uint8", 2}, {"key_mask: uint8", 2},
+           {"functions: float", 4}},
+          HASH_ATTRIBUTES, {"sums: float"}, sampling, unknown_shapes)
 
 static void weighted_sum(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int64_t* attributes, TF_Status* status) {
     const TF_Tensor *query_codes = inputs[1], *query_weights = inputs[2], *key_codes = inputs[4], *key_weights = inputs[5];
@@ -121,22 +172,20 @@ OPERATION(lsh_weighted_cumulation, "BertkitLshWeightedSum",
 
 static void gradients(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int64_t* attributes, TF_Status* status) {
     const TF_Tensor *queries = inputs[0], *keys = inputs[1], *values = inputs[2], *query_mask = inputs[3], *key_mask = inputs[4];
-    const TF_Tensor *query_codes = inputs[5], *key_codes = inputs[6], *grads = inputs[7];
-    bk_lsh_gradients call = {.of = common(attributes, query_codes, dim(query_codes, 3)),
-                             .query_side = side_of(query_mask, query_codes), .key_side = side_of(key_mask, key_codes),
-                             .width = dim(queries, 3), .value_width = dim(values, 3),
-                             .scale = (float)attributes[CODE_BITS] / 2, .queries = TF_TensorData(queries),
-                             .keys = TF_TensorData(keys), .values = TF_TensorData(values), .grads = TF_TensorData(grads)};
-    if (!fit(&call.of, query_mask, query_codes, queries, call.width) || !fit(&call.of, key_mask, key_codes, keys, call.width) ||
-        !fit(&call.of, query_mask, query_codes, grads, call.value_width) ||
-        !fit(&call.of, key_mask, key_codes, values, call.value_width)) {
+    const TF_Tensor* grads = inputs[6];
+    bk_lsh_gradients call = {.of = common(attributes, queries, attributes[HASHES]),
+                             .functions = functions_of(inputs[5], dim(queries, 3)), .queries = hashed(query_mask, queries),
+                             .keys = hashed(key_mask, keys), .width = dim(values, 3),
+                             .scale = (float)attributes[CODE_BITS] / 2, .values = TF_TensorData(values),
+                             .grads = TF_TensorData(grads)};
+    if (!are_attended(&call.of, inputs) || !are_vectors(&call.of, query_mask, grads, call.queries.rows, call.width)) {
         refuse_shapes(status, "BertkitLshGradients");
         return;
     }
     TF_Tensor* outputs[3] = {NULL};
-    call.query_grads = vectors_like(context, 0, queries, call.width, &outputs[0], status);
-    call.key_grads = vectors_like(context, 1, keys, call.width, &outputs[1], status);
-    call.value_grads = vectors_like(context, 2, values, call.value_width, &outputs[2], status);
+    call.query_grads = vectors_like(context, 0, queries, call.functions.width, &outputs[0], status);
+    call.key_grads = vectors_like(context, 1, keys, call.functions.width, &outputs[1], status);
+    call.value_grads = vectors_like(context, 2, values, call.width, &outputs[2], status);
     if (TF_GetCode(status) == TF_OK) report_code(status, "BertkitLshGradients", bk_lsh_run_gradients(&call));
     for (int i = 0; i < 3; ++i) {
         if (outputs[i] != NULL) TF_DeleteTensor(outputs[i]);
@@ -145,5 +194,5 @@ static void gradients(TF_OpKernelContext* context, TF_Tensor* const* inputs, con
 
 OPERATION(lsh_sampling_gradients, "BertkitLshGradients",
           {{"queries: float", 4}, {"keys: float", 4}, {"values: float", 4}, {"query_mask: uint8", 2}, {"key_mask: uint8", 2},
-           {"query_codes: int32", 4}, {"key_codes: int32", 4}, {"grads: float", 4}},
-          ATTRIBUTES, {"query_grads: float", "key_grads: float", "value_grads: float"}, gradients, unknown_shapes)
+           {"functions: float", 4}, {"grads: float", 4}},
+          HASH_ATTRIBUTES, {"query_grads: float", "key_grads: float", "value_grads: float"}, gradients, unknown_shapes)

@@ -211,14 +211,19 @@ def test_cumulations_have_true_gradients(name):
     assert torch.autograd.gradcheck(cumulate, [x.double().requires_grad_() for x in (value, *weights)])
 
 
-@pytest.mark.parametrize("operator", ["expectation", "sampling", "cumulation", "weighted_cumulation"])
+OPERATORS = ["fast_hash", "gaussian_hash", "expectation", "sampling", "cumulation", "weighted_cumulation"]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_operators_are_registered_completely(operator):
-    query, key, value, grad, query_mask, key_mask, signs, _ = tensors(*data(2, 2, 4, 5, 8, 8, 3, 2))
+    query, key, value, grad, query_mask, key_mask, signs, projections = tensors(*data(2, 2, 4, 5, 8, 8, 3, 2))
     query, key, value, grad = (x.requires_grad_() for x in (query, key, value, grad))
     queries, keys = (query_mask, key_mask), lsh.fast_hash(query, query_mask, key, key_mask, 3, 2, signs)
     registered, arguments = {
+        "fast_hash": (lsh._fast_codes, (query.detach(), query_mask, 3, 2, signs)),
+        "gaussian_hash": (lsh._gaussian_codes, (query.detach(), query_mask, 3, 2, projections)),
         "expectation": (lsh._expectation, (query, key, value, *queries, 2)),
-        "sampling": (lsh._sampling, (query, key, value, *queries, *keys, 2, True)),
+        "sampling": (lsh._sampling, (query, key, value, *queries, 3, 2, signs, True)),
         "cumulation": (lsh._cumulate, (query_mask, keys[0], key_mask, keys[1], value, 4)),
         "weighted_cumulation": (
             lsh._cumulate_weighted, (query_mask, keys[0], grad, key_mask, keys[1], value, key, 4),
