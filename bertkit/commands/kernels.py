@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 
 from bertkit.commands.terminal import format_table, show, show_json
-from bertkit.core.native import CHOICES, KernelsStatus, kernels_status
+from bertkit.core.native import CHOICES, PORTABLE, KernelsStatus, kernels_status
 
-SUMMARY = "show which compiled kernels serve on this CPU, and why"
+SUMMARY = "show which compiled kernels serve here, and why"
 EXAMPLES = """\
   bertkit kernels
   BERTKIT_KERNELS=avx2 bertkit kernels     could this level serve?
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _describe(status: KernelsStatus) -> list[str]:
-    rows = [["portable", "in use" if status.level == "portable" else "yes"]]
+    rows = [[PORTABLE, "in use" if status.level == PORTABLE else "yes"]]
     for level, lacking in status.levels.items():
         rows.append([level, "in use" if level == status.level else f"no: {lacking}" if lacking else "yes"])
     return [
@@ -39,5 +39,12 @@ def _describe(status: KernelsStatus) -> list[str]:
         f"library: {status.library or 'none'}",
         f"asked for: {status.choice}, by {status.asked_by}. BERTKIT_KERNELS and bertkit.use_kernels take one of "
         f"{', '.join(CHOICES)}.",
+        f"on a GPU: {_of_gpu(status)}.",
         f"threads: as many as PyTorch or TensorFlow use; this process has {status.cores} cores.",
     ]
+
+
+def _of_gpu(status: KernelsStatus) -> str:
+    if status.triton and status.choice != PORTABLE:
+        return "YOSO in PyTorch runs in Triton, all else portably"
+    return "portable; " + ("Triton would serve YOSO in PyTorch" if status.triton else "no Triton to serve YOSO in PyTorch")

@@ -7,6 +7,7 @@ results: `BERTKIT_KERNELS` and `use_kernels` choose, `kernels_status` and the co
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 import threading
@@ -63,6 +64,7 @@ class KernelsStatus:
         library: the compiled library, if there is one that can be used.
         levels: for each level of that library, None where it runs here, or what it lacks.
         cores: CPU cores that this process may use.
+        triton: whether there is Triton, which serves YOSO in PyTorch on a GPU unless portable kernels are asked for.
     """
 
     level: str | None
@@ -72,6 +74,7 @@ class KernelsStatus:
     library: str | None
     levels: dict[str, str | None]
     cores: int
+    triton: bool
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def kernels_status() -> KernelsStatus:
     usable = there if isinstance(there, Library) else None
     return KernelsStatus(
         level=found, reason=reason, choice=request.choice, asked_by=request.asked_by,
-        library=str(usable.path) if usable else None, levels=dict(usable.levels) if usable else {}, cores=cores())
+        library=str(usable.path) if usable else None, levels=dict(usable.levels) if usable else {}, cores=cores(),
+        triton=importlib.util.find_spec("triton") is not None)
 
 
 def library() -> Library:

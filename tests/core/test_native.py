@@ -183,6 +183,16 @@ def test_the_command_shows_the_level_and_why(found, monkeypatch, capsys, choice,
     assert said in printed.out + printed.err
 
 
+@pytest.mark.parametrize(("spec", "choice", "said"), [
+    (object(), "auto", "on a GPU: YOSO in PyTorch runs in Triton"), (object(), "portable", "on a GPU: portable; Triton would serve"),
+    (None, "auto", "on a GPU: portable; no Triton")])
+def test_the_command_says_what_serves_on_a_gpu(found, monkeypatch, capsys, spec, choice, said):
+    monkeypatch.setenv("BERTKIT_KERNELS", choice)
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: spec)
+    assert main(["kernels"]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_the_command_prints_json(found, capsys):
     assert main(["kernels", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
