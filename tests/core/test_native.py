@@ -184,7 +184,8 @@ def test_the_command_shows_the_level_and_why(found, monkeypatch, capsys, choice,
 
 
 @pytest.mark.parametrize(("spec", "choice", "said"), [
-    (object(), "auto", "on a GPU: YOSO in PyTorch runs in Triton"), (object(), "portable", "on a GPU: portable; Triton would serve"),
+    (object(), "auto", "on a GPU: YOSO in PyTorch runs in Triton"),
+    (object(), "portable", "on a GPU: portable; Triton would serve"),
     (None, "auto", "on a GPU: portable; no Triton")])
 def test_the_command_says_what_serves_on_a_gpu(found, monkeypatch, capsys, spec, choice, said):
     monkeypatch.setenv("BERTKIT_KERNELS", choice)
