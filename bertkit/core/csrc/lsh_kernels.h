@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "lsh.h"
 #include "memory.h"
@@ -74,7 +77,8 @@ int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job
 
 /// Rows that come next are on their way while others are worked on.
 inline void fetch(const void* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 1);
+    const auto* line = static_cast<const char*>(from) - uintptr_t(from) % 64;
+    for (const char* end = static_cast<const char*>(from) + bytes; line < end; line += 64) __builtin_prefetch(line, 1);
 }
 
 // -- vectors and their lanes ---------------------------------------------------------------------------------------------
@@ -451,70 +455,127 @@ inline int sum(const bk_lsh_sum& call) {
 }
 
 // -- products over rows that are scattered in memory --------------------------------------------------------------------
-/// Rows of one width, or those that an index picks.
+constexpr int kTogether = 4;  // rows that are worked on together
+
+/// Rows that an index picks.
 struct Rows {
     float* data;
     int64_t pitch;
-    const int32_t* index = nullptr;
+    const int32_t* index;
 
-    float* operator[](int64_t row) const { return data + (index == nullptr ? row : index[row]) * pitch; }
-    Rows picked(const int32_t* rows) const { return {data, pitch, rows}; }
+    float* operator[](int64_t row) const { return data + index[row] * pitch; }
+    Rows from(int64_t row) const { return {data, pitch, index + row}; }
 };
 
-template <int kRows, int kVectors, bool kTransposed>
-void add_products_to(const Rows& to, int64_t row, const Rows& factors, const Rows& from, int64_t count, int64_t begin) {
-    Floats sums[kRows][kVectors];
-    const float* factors_of[kRows];
-    for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = load(to[row + r] + begin + v * kLanes);
-        if (!kTransposed) factors_of[r] = factors[row + r];
+/// Rows one after another, of whole vectors.
+struct Matrix {
+    float* data;
+    int64_t pitch;
+
+    float* operator[](int64_t row) const { return data + row * pitch; }
+    Rows picked(const int32_t* index) const { return {data, pitch, index}; }
+};
+
+/// Rows of two arrays that are needed next: some come at each step of other work, which would have to wait for all at once.
+struct Ahead {
+    struct Part {
+        Rows rows;
+        int64_t count, at_once;
+    };
+    int64_t steps = 0;
+    Part parts[2] = {};
+
+    Ahead() = default;
+    Ahead(int64_t steps, const Rows& x, int64_t x_count, const Rows& y, int64_t y_count)
+        : steps(steps), parts{{x, x_count, parts_of(x_count, steps)}, {y, y_count, parts_of(y_count, steps)}} {}
+
+    void step() {
+        if (steps == 0) return;
+        --steps;
+        for (Part& part : parts) {
+            const int64_t count = minimum(part.at_once, part.count);
+            for (int64_t i = 0; i < count; ++i) fetch(part.rows[i], part.rows.pitch * int64_t(sizeof(float)));
+            part.rows = part.rows.from(count);
+            part.count -= count;
+        }
     }
+};
+
+/// Some columns of kRows rows of what follows. Sums begin at zero so that they need not wait for what they are added to. Always
+/// inline: a call takes as long as what there is to do for a small bucket.
+template <int kRows, int kVectors, bool kTransposed>
+[[gnu::always_inline]] inline void add_products_to(const Rows& to, const float* factors, int64_t pitch, const Rows& from,
+                                                   int64_t count, int64_t begin) {
+    Floats sums[kRows][kVectors] = {};
     for (int64_t i = 0; i < count; ++i) {
-        const float* x = from[i] + begin;
-        const float* here = kTransposed ? factors[i] + row : nullptr;
+        const float* row = from[i] + begin;
+        const float* here = factors + (kTransposed ? i * pitch : i);
+        Floats x[kVectors];
+        for (int v = 0; v < kVectors; ++v) x[v] = load(row + v * kLanes);
         for (int r = 0; r < kRows; ++r) {
-            const float factor = kTransposed ? here[r] : factors_of[r][i];
-            for (int v = 0; v < kVectors; ++v) sums[r][v] += factor * load(x + v * kLanes);
+            const float factor = here[kTransposed ? r : r * pitch];
+            for (int v = 0; v < kVectors; ++v) sums[r][v] += factor * x[v];
         }
     }
     for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kVectors; ++v) store(to[row + r] + begin + v * kLanes, sums[r][v]);
+        float* row = to[r] + begin;
+        for (int v = 0; v < kVectors; ++v) store(row + v * kLanes, load(row + v * kLanes) + sums[r][v]);
     }
 }
 
-template <int kVectors, bool kTransposed>
-void add_products_in(const Rows& to, int64_t rows, const Rows& factors, const Rows& from, int64_t count, int64_t begin) {
-    constexpr int kRows = kLanes == 16 ? 4 : 2;
-    int64_t row = 0;
+/// to[row] += the sum of factors[row][i] * from[i], or of factors[i][row] * from[i], from `row` on.
+template <bool kTransposed, int kRows = kTogether>
+[[gnu::always_inline]] inline void add_products(const Rows& to, int64_t rows, const Matrix& factors, const Rows& from,
+                                                int64_t count, Ahead& ahead, int64_t row = 0) {
+    constexpr int kVectors = kLanes == 16 ? 4 : 2;
     for (; row + kRows <= rows; row += kRows) {
-        add_products_to<kRows, kVectors, kTransposed>(to, row, factors, from, count, begin);
+        ahead.step();
+        const float* here = kTransposed ? factors.data + row : factors[row];
+        int64_t begin = 0;
+        for (; begin + kVectors * kLanes <= to.pitch; begin += kVectors * kLanes) {
+            add_products_to<kRows, kVectors, kTransposed>(to.from(row), here, factors.pitch, from, count, begin);
+        }
+        for (; begin < to.pitch; begin += kLanes) {
+            add_products_to<kRows, 1, kTransposed>(to.from(row), here, factors.pitch, from, count, begin);
+        }
     }
-    for (; row < rows; ++row) add_products_to<1, kVectors, kTransposed>(to, row, factors, from, count, begin);
-}
-
-/// to[row] += the sum of factors(row, i) * from[i]. The width is in whole vectors.
-template <bool kTransposed>
-void add_products(const Rows& to, int64_t rows, const Rows& factors, const Rows& from, int64_t count, int64_t width) {
-    int64_t begin = 0;
-    for (; begin + 4 * kLanes <= width; begin += 4 * kLanes) {
-        add_products_in<4, kTransposed>(to, rows, factors, from, count, begin);
-    }
-    for (; begin < width; begin += kLanes) add_products_in<1, kTransposed>(to, rows, factors, from, count, begin);
-}
-
-template <int... kLane>
-constexpr Ints numbered(Lanes<kLane...>) {
-    return Ints{kLane...};
+    if constexpr (kRows > 1) add_products<kTransposed, kRows - 1>(to, rows, factors, from, count, ahead, row);
 }
 
 // -- weighted sums and gradients --------------------------------------------------------------------------------------
-constexpr int kTile = 4;  // queries, and keys, that are worked on together
+constexpr int64_t kFours = kLanes / 4;  // of numbers, in a vector
 
-/// The rows of one side in the order of their codes. Each code begins at a multiple of kTile; where its last rows are fewer,
-/// one of them stands in for the others.
+/// Four numbers, over and over: an instruction that GCC does not find.
+inline Floats repeated_four(const float* x) {
+#if defined(__AVX512F__)
+    const __m512 y = _mm512_maskz_broadcast_f32x4(-1, _mm_loadu_ps(x));
+    return load(reinterpret_cast<const float*>(&y));
+#elif defined(__AVX2__)
+    const __m256 y = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(x));
+    return load(reinterpret_cast<const float*>(&y));
+#else
+    return load(x);
+#endif
+}
+
+/// The four j of x[i] become the four i of x[j].
+template <int kRun = kLanes / 2>
+inline void transpose_fours(Floats* x) {
+    if constexpr (kRun >= 4) {
+        for (int i = 0; i < kFours; ++i) {
+            if (i & (kRun / 4)) continue;
+            const Floats first = shuffle(x[i], x[i + kRun / 4], runs<kRun, 0>(AllLanes()));
+            x[i + kRun / 4] = shuffle(x[i], x[i + kRun / 4], runs<kRun, 1>(AllLanes()));
+            x[i] = first;
+        }
+        transpose_fours<kRun / 2>(x);
+    }
+}
+
+/// The rows of one side in the order of their codes.
 struct Buckets {
-    int32_t* sizes;   // [capacity + 1]
-    int32_t* begins;  // [capacity + 1]
+    int32_t* sizes;  // [capacity + 1]
+    int32_t* ends;   // [capacity + 1]
 
     /// Rows whose code is the capacity are dropped.
     void sort(const int32_t* codes, int64_t count, int64_t capacity, int32_t* rows) {
@@ -522,36 +583,34 @@ struct Buckets {
         for (int64_t row = 0; row < count; ++row) ++sizes[codes[row]];
         int32_t end = 0;
         for (int64_t code = 0; code <= capacity; ++code) {
-            begins[code] = end;
-            end += (sizes[code] + kTile - 1) / kTile * kTile;
+            ends[code] = end;
+            end += sizes[code];
         }
-        for (int64_t row = 0; row < count; ++row) rows[begins[codes[row]]++] = int32_t(row);
-        for (int64_t code = 0; code < capacity; ++code) {
-            end = begins[code];
-            for (int32_t at = end; at % kTile != 0; ++at) rows[at] = rows[end / kTile * kTile];
-            begins[code] = end - sizes[code];
-        }
+        for (int64_t row = 0; row < count; ++row) rows[ends[codes[row]]++] = int32_t(row);
     }
 
-    /// The most rows with what stands in.
-    static int64_t most_rows(int64_t count, int64_t capacity) { return count + (kTile - 1) * (minimum(count, capacity) + 1); }
+    int32_t begin(int64_t code) const { return ends[code] - sizes[code]; }
 };
 
-/// Some queries and keys that share a code, kTile of each with what stands in.
-struct Tile {
+/// Some queries and keys that share a code, and the weights of their pairs.
+struct Block {
     const int32_t *queries, *keys;
-    int32_t query_count, key_count;
+    int64_t query_count, key_count;
+    Matrix weights;  // [queries, keys]
 };
 
 /// Everything that is summed over pairs of a query and a key that collide, weighted by the dot product of their scores.
 ///
-/// The rows of a bucket are anywhere in memory. So first come all weights of some hashes, then all sums of the queries, then
-/// those of the keys: each of the three walks to and fro in two arrays, which a cache holds. They walk along a list of tiles of
-/// one size, since how full buckets are cannot be foreseen, neither by a processor.
+/// The rows of a bucket are anywhere in memory. So first come the weights of many buckets, then the sums of their queries, then
+/// those of their keys: each of the three walks to and fro in two arrays, which a cache holds unless they are long. If they
+/// are, the rows of the next bucket come while one is worked on. Buckets of one size follow each other, since how long a loop
+/// is cannot be foreseen otherwise, neither by a processor.
 struct PairSums {
-    static constexpr int64_t kMostTiles = 1 << 13;  // that are kept before their weights are used
-    static constexpr int64_t kMostHashes = 8, kMostRows = 1 << 17;  // that are sorted at once
-    static constexpr int kVectors = kLanes / kTile;  // of a row, that are summed at once
+    static constexpr int64_t kMostHashes = 8, kMostRows = 1 << 17;           // that are sorted at once
+    static constexpr int64_t kMostBlocks = 1 << 12, kMostWeights = 1 << 17;  // that are kept before they are used
+    static constexpr int64_t kLongest = 128;                                 // of a block, in rows
+    static constexpr int64_t kSizes = 16;                                    // of buckets, that are told apart
+    static constexpr int64_t kNearBytes = 1 << 21;                           // of rows, that a cache holds
 
     const bk_lsh& of;
     const bk_lsh_side &queries, &keys;
@@ -571,7 +630,7 @@ struct PairSums {
 
     /// One side of a group. Rows are whole vectors: copies, where the caller's are not.
     struct Side {
-        Rows scores, rows, sums;
+        Matrix scores, rows, sums;
         int32_t *codes, *order;  // [hashes at once, pitch]
         int64_t code_pitch, order_pitch;
         Buckets buckets;
@@ -579,22 +638,22 @@ struct PairSums {
 
     struct Memory {
         Side queries, keys;
-        float *weights, *table;
-        Tile* tiles;
-        int64_t tile_count;
-
-        float* weights_of(int64_t tile) const { return weights + tile * kTile * kTile; }
+        int32_t *codes, *numbers;  // by the size of their buckets; 0, 1, 2 ...
+        float *weights, *packed;
+        Matrix table;
+        Block* blocks;
+        int64_t weight_count, block_count;
     };
 
     Side place_side(Walk& walk, int64_t count, bool has_sums, bool has_rows) const {
         const auto copies = [&](int64_t columns, bool has) {
             const int64_t pitch = round_up(columns, kLanes);
-            return Rows{has && pitch != columns ? walk.take<float>(count * pitch) : nullptr, pitch};
+            return Matrix{has && pitch != columns ? walk.take<float>(count * pitch) : nullptr, pitch};
         };
         Side side = {copies(score_width, true), copies(width, has_rows), copies(width, has_sums), nullptr, nullptr, 0, 0, {}};
         // An odd number of cache lines: neighbours of different hashes do not get into each other's way.
         side.code_pitch = round_up(count, 32) + 16;
-        side.order_pitch = Buckets::most_rows(count, capacity());
+        side.order_pitch = count;
         side.codes = walk.take<int32_t>(hashes_at_once() * side.code_pitch);
         side.order = walk.take<int32_t>(hashes_at_once() * side.order_pitch);
         side.buckets = {walk.take<int32_t>(capacity() + 1), walk.take<int32_t>(capacity() + 1)};
@@ -605,9 +664,13 @@ struct PairSums {
         Memory memory = {};
         memory.queries = place_side(walk, queries.rows, true, both());
         memory.keys = place_side(walk, keys.rows, both(), true);
-        memory.weights = walk.take<float>(kMostTiles * kTile * kTile);
-        memory.tiles = walk.take<Tile>(kMostTiles);
-        memory.table = walk.take<float>(memory.queries.scores.pitch * memory.keys.rows.pitch);
+        const int64_t a = memory.queries.scores.pitch, b = memory.keys.rows.pitch;
+        memory.codes = walk.take<int32_t>(capacity());
+        memory.numbers = walk.take<int32_t>(a);
+        memory.weights = walk.take<float>(kMostWeights);
+        memory.packed = walk.take<float>(kLongest * a);
+        memory.table = {walk.take<float>(a * b), b};
+        memory.blocks = walk.take<Block>(kMostBlocks + 1);
         return memory;
     }
 
@@ -621,6 +684,7 @@ struct PairSums {
         Walk walk(thread_memory);
         Memory memory = place(walk);
         const int64_t l = queries.rows, s = keys.rows;
+        for (int64_t i = 0; i < memory.queries.scores.pitch; ++i) memory.numbers[i] = int32_t(i);
         fill(memory.queries.scores, query_scores + group * l * score_width, l, score_width);
         fill(memory.keys.scores, key_scores + group * s * score_width, s, score_width);
         fill(memory.keys.rows, key_rows + group * s * width, s, width);
@@ -634,14 +698,14 @@ struct PairSums {
             read_codes(queries, group, query_codes + first, count, memory.queries);
             read_codes(keys, group, key_codes + first, count, memory.keys);
             for (int64_t m = 0; m < count; ++m) add_hash(memory, m);
-            add_tiles(memory);
+            add_blocks(memory);
         }
         finish(memory.queries.sums, l, query_sums + group * l * width);
         if (both()) finish(memory.keys.sums, s, key_sums + group * s * width);
     }
 
     /// Rows of the caller, where they are whole vectors, else copies of them.
-    static void fill(Rows& rows, const float* from, int64_t count, int64_t columns) {
+    static void fill(Matrix& rows, const float* from, int64_t count, int64_t columns) {
         if (rows.pitch == columns) {
             rows.data = const_cast<float*>(from);  // nobody writes to these
             return;
@@ -650,11 +714,11 @@ struct PairSums {
         const std::size_t bytes = std::size_t(columns) * sizeof *from;
         for (int64_t row = 0; row < count; ++row) std::memcpy(rows[row], from + row * columns, bytes);
     }
-    static void clear(Rows& sums, float* to, int64_t count, int64_t columns) {
+    static void clear(Matrix& sums, float* to, int64_t count, int64_t columns) {
         if (sums.pitch == columns) sums.data = to;
         std::memset(sums.data, 0, std::size_t(count * sums.pitch) * sizeof(float));
     }
-    void finish(const Rows& sums, int64_t count, float* to) const {
+    void finish(const Matrix& sums, int64_t count, float* to) const {
         const float factor = scale / float(of.hashes);
         for (int64_t row = 0; row < count; ++row) {
             for (int64_t d = 0; d < width; ++d) to[row * width + d] = sums[row][d] * factor;
@@ -676,109 +740,152 @@ struct PairSums {
         int32_t *query_order = query.order + m * query.order_pitch, *key_order = key.order + m * key.order_pitch;
         query.buckets.sort(query.codes + m * query.code_pitch, queries.rows, capacity(), query_order);
         key.buckets.sort(key.codes + m * key.code_pitch, keys.rows, capacity(), key_order);
-        for (int64_t code = 0; code < capacity(); ++code) {
-            const int32_t l = query.buckets.sizes[code], s = key.buckets.sizes[code];
-            if (l > 0 && s > 0) {
-                add_bucket(memory, query_order + query.buckets.begins[code], l, key_order + key.buckets.begins[code], s);
-            }
+        int32_t places[kSizes * kSizes + 1] = {};
+        const auto size_of = [&](int64_t code) {
+            return minimum(query.buckets.sizes[code], kSizes - 1) * kSizes + minimum(key.buckets.sizes[code], kSizes - 1);
+        };
+        for (int64_t code = 0; code < capacity(); ++code) ++places[size_of(code) + 1];
+        for (int64_t size = 0; size < kSizes * kSizes; ++size) places[size + 1] += places[size];
+        for (int64_t code = 0; code < capacity(); ++code) memory.codes[places[size_of(code)]++] = int32_t(code);
+        for (int64_t i = 0; i < capacity(); ++i) {
+            const int32_t code = memory.codes[i], l = query.buckets.sizes[code], s = key.buckets.sizes[code];
+            if (l == 0 || s == 0) continue;
+            add_bucket(memory, query_order + query.buckets.begin(code), l, key_order + key.buckets.begin(code), s);
         }
     }
 
     void add_bucket(Memory& memory, const int32_t* i, int32_t l, const int32_t* j, int32_t s) const {
         const Side &query = memory.queries, &key = memory.keys;
-        const int64_t a = key.scores.pitch, b = key.rows.pitch;
+        const int64_t a = key.scores.pitch, b = key.rows.pitch, sides = both() ? 2 : 1;
         // What each pair costs, against what a table of a x b numbers costs, to which keys add and which queries read.
-        if (int64_t(l) * s * (a + b) > (int64_t(l) + s) * a * b) {
-            add_by_table(memory.table, key, j, s, query, i, l);
-            if (both()) add_by_table(memory.table, query, i, l, key, j, s);
+        if (int64_t(l) * s * (a + sides * b) > (int64_t(l) + s) * sides * a * b) {
+            add_by_table(memory, key, j, s, query, i, l);
+            if (both()) add_by_table(memory, query, i, l, key, j, s);
             return;
         }
-        for (int32_t q = 0; q < l; q += kTile) {
-            for (int32_t k = 0; k < s; k += kTile) {
-                if (memory.tile_count == kMostTiles) add_tiles(memory);
-                memory.tiles[memory.tile_count++] = {i + q, j + k, l - q, s - k};
+        for (int64_t q = 0; q < l; q += kLongest) {
+            for (int64_t k = 0; k < s; k += kLongest) {
+                keep(memory, {i + q, j + k, minimum(l - q, kLongest), minimum(s - k, kLongest), {}});
             }
         }
     }
 
-    void add_tiles(Memory& memory) const {
-        for (int64_t t = 0; t < memory.tile_count; ++t) {
-            weigh(memory.tiles[t], memory.queries.scores, memory.keys.scores, memory.weights_of(t));
-        }
-        add_columns<kVectors>(memory, 0);
-        memory.tile_count = 0;
+    void keep(Memory& memory, Block block) const {
+        const int64_t pitch = round_up(block.key_count, kTogether), weights = round_up(block.query_count, kFours) * pitch;
+        if (memory.block_count == kMostBlocks || memory.weight_count + weights > kMostWeights) add_blocks(memory);
+        block.weights = {memory.weights + memory.weight_count, pitch};
+        memory.weight_count += weights;
+        memory.blocks[memory.block_count++] = block;
     }
 
-    /// weights[4 * q + k] = query q . key k
-    static void weigh(const Tile& tile, const Rows& queries, const Rows& keys, float* weights) {
-        constexpr Ints lanes = numbered(AllLanes());
-        const float *query[kTile], *key[kTile];
-        for (int i = 0; i < kTile; ++i) {
-            query[i] = queries[tile.queries[i]];
-            key[i] = keys[tile.keys[i]];
-        }
-        for (int first = 0; first < kTile; first += kVectors) {
-            Floats sums[kLanes] = {};
-            for (int64_t d = 0; d < queries.pitch; d += kLanes) {
-                Floats y[kTile];
-                for (int k = 0; k < kTile; ++k) y[k] = load(key[k] + d);
-                for (int q = 0; q < kVectors; ++q) {
-                    const Floats x = load(query[first + q] + d);
-                    for (int k = 0; k < kTile; ++k) sums[q * kTile + k] += x * y[k];
-                }
-            }
-            add_lanes(sums);
-            const Ints real = (lanes / kTile + first < tile.query_count) & (lanes % kTile < tile.key_count);
-            store(weights + first * kTile, Floats(Ints(sums[0]) & real));
-        }
-    }
-
-    template <int kVectorsAtOnce>
-    void add_columns(const Memory& memory, int64_t begin) const {
+    void add_blocks(Memory& memory) const {
         const Side &query = memory.queries, &key = memory.keys;
-        for (; begin + kVectorsAtOnce * kLanes <= key.rows.pitch; begin += kVectorsAtOnce * kLanes) {
-            for (int64_t t = 0; t < memory.tile_count; ++t) {
-                const Tile& tile = memory.tiles[t];
-                add<kVectorsAtOnce, false>(query.sums, tile.queries, key.rows, tile.keys, memory.weights_of(t), begin);
-            }
-            for (int64_t t = 0; both() && t < memory.tile_count; ++t) {
-                const Tile& tile = memory.tiles[t];
-                add<kVectorsAtOnce, true>(key.sums, tile.keys, query.rows, tile.queries, memory.weights_of(t), begin);
-            }
+        const Block *begin = memory.blocks, *end = begin + memory.block_count;
+        memory.blocks[memory.block_count] = {};
+        for (const Block* x = begin; x < end; ++x) {
+            Ahead ahead = next_rows(x, x->key_count, query.scores, key.scores);
+            weigh(*x, query.scores.picked(x->queries), key.scores.picked(x->keys), memory.packed, ahead);
         }
-        if constexpr (kVectorsAtOnce > 1) add_columns<1>(memory, begin);
+        for (const Block* x = begin; x < end; ++x) {
+            Ahead ahead = next_rows(x, x->query_count, query.sums, key.rows);
+            add_products<false>(query.sums.picked(x->queries), x->query_count, x->weights, key.rows.picked(x->keys),
+                                x->key_count, ahead);
+        }
+        for (const Block* x = begin; both() && x < end; ++x) {
+            Ahead ahead = next_rows(x, x->key_count, query.rows, key.sums);
+            add_products<true>(key.sums.picked(x->keys), x->key_count, x->weights, query.rows.picked(x->queries),
+                               x->query_count, ahead);
+        }
+        memory.weight_count = memory.block_count = 0;
     }
 
-    /// sums[to[i]] += the sum over j of the weight of i and j * rows[from[j]], for some columns.
-    template <int kVectorsAtOnce, bool kToKeys>
-    static void add(const Rows& sums, const int32_t* to, const Rows& rows, const int32_t* from, const float* weights,
-                    int64_t begin) {
-        float* sum[kTile];
-        Floats total[kTile][kVectorsAtOnce];
-        for (int i = 0; i < kTile; ++i) {
-            sum[i] = sums[to[i]] + begin;
-            for (int v = 0; v < kVectorsAtOnce; ++v) total[i][v] = load(sum[i] + v * kLanes);
-        }
-        for (int j = 0; j < kTile; ++j) {
-            const float* row = rows[from[j]] + begin;
-            for (int v = 0; v < kVectorsAtOnce; ++v) {
-                const Floats x = load(row + v * kLanes);
-                for (int i = 0; i < kTile; ++i) total[i][v] += weights[kToKeys ? j * kTile + i : i * kTile + j] * x;
+    /// Those of the block behind `block`, of which so many rows are worked on in the meantime.
+    Ahead next_rows(const Block* block, int64_t rows, const Matrix& of_queries, const Matrix& of_keys) const {
+        const int64_t bytes = (queries.rows + keys.rows) * (score_width + width) * int64_t(sizeof(float));
+        if (bytes <= kNearBytes) return {};
+        const Block& next = block[1];
+        return {parts_of(rows, kTogether), of_queries.picked(next.queries), next.query_count, of_keys.picked(next.keys),
+                next.key_count};
+    }
+
+    /// The dot products of queries and keys. A vector has four columns of kFours queries: only four lanes are to be added.
+    static void weigh(const Block& block, const Rows& queries, const Rows& keys, float* packed, Ahead& ahead) {
+        for (int64_t q = 0; q < block.query_count; q += kFours) {
+            for (int64_t d = 0; d < queries.pitch; d += kLanes) {
+                Floats x[kFours];
+                for (int64_t i = 0; i < kFours; ++i) x[i] = load(queries[minimum(q + i, block.query_count - 1)] + d);
+                transpose_fours(x);
+                for (int64_t i = 0; i < kFours; ++i) store(packed + q * queries.pitch + d * kFours + i * kLanes, x[i]);
             }
         }
-        for (int i = kTile - 1; i >= 0; --i) {  // the first row last: others may stand in for it, and know nothing of its sum
-            for (int v = 0; v < kVectorsAtOnce; ++v) store(sum[i] + v * kLanes, total[i][v]);
+        weigh_keys<kTogether>(block, packed, keys, 0, ahead);
+    }
+
+    template <int kKeys>
+    static void weigh_keys(const Block& block, const float* packed, const Rows& keys, int64_t k, Ahead& ahead) {
+        for (; k + kKeys <= block.key_count; k += kKeys) {
+            ahead.step();
+            const int64_t pitch = block.weights.pitch, width = keys.pitch;
+            float* weights = block.weights.data + k;
+            int64_t q = 0;
+            for (; q + kFours < block.query_count; q += 2 * kFours) {
+                weigh_vectors<kKeys, 2>(packed + q * width, keys.from(k), weights + q * pitch, pitch);
+            }
+            if (q < block.query_count) weigh_vectors<kKeys, 1>(packed + q * width, keys.from(k), weights + q * pitch, pitch);
+        }
+        if constexpr (kKeys > 1) weigh_keys<kKeys - 1>(block, packed, keys, k, ahead);
+    }
+
+    template <int kKeys, int kVectors>
+    static void weigh_vectors(const float* packed, const Rows& keys, float* weights, int64_t pitch) {
+        Floats sums[kVectors][kTogether] = {};
+        const float* key[kKeys];
+        for (int i = 0; i < kKeys; ++i) key[i] = keys[i];
+        for (int64_t d = 0; d < keys.pitch; d += 4) {
+            Floats x[kVectors];
+            for (int v = 0; v < kVectors; ++v) x[v] = load(packed + (v * keys.pitch + d) * kFours);
+            for (int i = 0; i < kKeys; ++i) {
+                const Floats y = repeated_four(key[i] + d);
+                for (int v = 0; v < kVectors; ++v) sums[v][i] += x[v] * y;
+            }
+        }
+        for (int v = 0; v < kVectors; ++v) {
+            add_lanes<2>(sums[v]);  // gives a four of keys for each query
+            for (int64_t i = 0; i < kFours; ++i, weights += pitch) {
+                std::memcpy(weights, reinterpret_cast<const float*>(sums[v]) + 4 * i, 4 * sizeof *weights);
+            }
         }
     }
 
-    /// The same for all of a bucket without going through its pairs: `to` gets the sums of what `from` has.
-    static void add_by_table(float* memory, const Side& from, const int32_t* rows, int64_t count, const Side& to,
+    /// The same for all of a bucket without going through its pairs: `to` gets the sums of what `from` has. Rows that it needs
+    /// come while the table is filled, and then those for the other way round.
+    static void add_by_table(const Memory& memory, const Side& from, const int32_t* rows, int64_t count, const Side& to,
                              const int32_t* to_rows, int64_t to_count) {
-        const int64_t a = from.scores.pitch, b = from.rows.pitch;
-        const Rows table = {memory, b};
-        std::memset(table.data, 0, std::size_t(a * b) * sizeof(float));
-        add_products<true>(table, a, from.scores.picked(rows), from.rows.picked(rows), count, b);
-        add_products<false>(to.sums.picked(to_rows), to_count, to.scores.picked(to_rows), table, a, b);
+        const Rows table = memory.table.picked(memory.numbers);
+        const int64_t a = from.scores.pitch;
+        const Matrix packed = {memory.packed, a};
+        std::memset(table.data, 0, std::size_t(a * table.pitch) * sizeof(float));
+        Ahead ahead(parts_of(count, kLongest) * parts_of(a, kTogether), to.scores.picked(to_rows), to_count,
+                    to.sums.picked(to_rows), to_count);
+        for (int64_t i = 0; i < count; i += kLongest) {
+            const int64_t some = minimum(count - i, kLongest);
+            pack(from.scores.picked(rows + i), some, packed);
+            add_products<true>(table, a, packed, from.rows.picked(rows + i), some, ahead);
+        }
+        ahead = {};
+        if (from.sums.data != nullptr) {
+            ahead = {parts_of(to_count, kTogether), to.rows.picked(to_rows), to_count, from.sums.picked(rows), count};
+        }
+        for (int64_t i = 0; i < to_count; i += kLongest) {
+            const int64_t some = minimum(to_count - i, kLongest);
+            pack(to.scores.picked(to_rows + i), some, packed);
+            add_products<false>(to.sums.picked(to_rows + i), some, packed, table, a, ahead);
+        }
+    }
+
+    /// One after another: a processor has no more than some ten pages of memory at hand, and all of these are read many times.
+    static void pack(const Rows& rows, int64_t count, const Matrix& to) {
+        for (int64_t i = 0; i < count; ++i) std::memcpy(to[i], rows[i], std::size_t(to.pitch) * sizeof(float));
     }
 };
 
