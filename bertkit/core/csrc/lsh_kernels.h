@@ -75,10 +75,12 @@ int for_each_item(const bk_lsh& of, int64_t items, int64_t bytes, const Job& job
     return context.code;
 }
 
-/// Rows that come next are on their way while others are worked on.
+/// Rows that come next are on their way to a cache, the first or the second one, while others are worked on.
+template <int kCache = 1>
 inline void fetch(const void* from, int64_t bytes) {
     const auto* line = static_cast<const char*>(from) - uintptr_t(from) % 64;
-    for (const char* end = static_cast<const char*>(from) + bytes; line < end; line += 64) __builtin_prefetch(line, 1);
+    const char* end = static_cast<const char*>(from) + bytes;
+    for (; line < end; line += 64) __builtin_prefetch(line, 1, 4 - kCache);
 }
 
 // -- vectors and their lanes ---------------------------------------------------------------------------------------------
@@ -476,7 +478,8 @@ struct Matrix {
     Rows picked(const int32_t* index) const { return {data, pitch, index}; }
 };
 
-/// Rows of two arrays that are needed next: some come at each step of other work, which would have to wait for all at once.
+/// Rows of two arrays that are needed next. Some come at each step of other work, which would have to wait for all at once:
+/// to the second cache, as the first is full of what is worked on.
 struct Ahead {
     struct Part {
         Rows rows;
@@ -494,7 +497,7 @@ struct Ahead {
         --steps;
         for (Part& part : parts) {
             const int64_t count = minimum(part.at_once, part.count);
-            for (int64_t i = 0; i < count; ++i) fetch(part.rows[i], part.rows.pitch * int64_t(sizeof(float)));
+            for (int64_t i = 0; i < count; ++i) fetch<2>(part.rows[i], part.rows.pitch * int64_t(sizeof(float)));
             part.rows = part.rows.from(count);
             part.count -= count;
         }
