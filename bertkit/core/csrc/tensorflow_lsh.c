@@ -105,18 +105,25 @@ OPERATION(lsh_hash, "BertkitLshHash", {{"vectors: float", 4}, {"mask: uint8", 2}
 
 /* ---- sums --------------------------------------------------------------------------------------------------------- */
 
+/* Output the sums of a call, as many rows as there are queries; `fits` says whether what it has belongs together. */
+static void run_sum(TF_OpKernelContext* context, const char* operation, bk_lsh_sum call, bool fits, const TF_Tensor* queries,
+                    TF_Status* status) {
+    if (!fits) {
+        refuse_shapes(status, operation);
+        return;
+    }
+    TF_Tensor* sums = NULL;
+    call.sums = vectors_like(context, 0, queries, call.width, &sums, status);
+    if (TF_GetCode(status) == TF_OK) report_code(status, operation, bk_lsh_run_sum(&call));
+    if (sums != NULL) TF_DeleteTensor(sums);
+}
+
 static void sum(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int64_t* attributes, TF_Status* status) {
     const TF_Tensor *query_codes = inputs[1], *key_codes = inputs[3], *values = inputs[4];
     bk_lsh_sum call = {.of = common(attributes, query_codes, dim(query_codes, 3)), .queries = side_of(inputs[0], query_codes),
                        .keys = side_of(inputs[2], key_codes), .width = dim(values, 3), .values = TF_TensorData(values)};
-    if (!fit(&call.of, inputs[0], query_codes, NULL, 0) || !fit(&call.of, inputs[2], key_codes, values, call.width)) {
-        refuse_shapes(status, "BertkitLshSum");
-        return;
-    }
-    TF_Tensor* sums = NULL;
-    call.sums = vectors_like(context, 0, query_codes, call.width, &sums, status);
-    if (TF_GetCode(status) == TF_OK) report_code(status, "BertkitLshSum", bk_lsh_run_sum(&call));
-    if (sums != NULL) TF_DeleteTensor(sums);
+    const bool fits = fit(&call.of, inputs[0], query_codes, NULL, 0) && fit(&call.of, inputs[2], key_codes, values, call.width);
+    run_sum(context, "BertkitLshSum", call, fits, query_codes, status);
 }
 
 OPERATION(lsh_cumulation, "BertkitLshSum",
@@ -128,14 +135,7 @@ static void sampling(TF_OpKernelContext* context, TF_Tensor* const* inputs, cons
     bk_lsh_sum call = {.of = common(attributes, queries, attributes[HASHES]),
                        .functions = functions_of(inputs[5], dim(queries, 3)), .queries = hashed(query_mask, queries),
                        .keys = hashed(key_mask, keys), .width = dim(values, 3), .values = TF_TensorData(values)};
-    if (!are_attended(&call.of, inputs)) {
-        refuse_shapes(status, "BertkitLshSampling");
-        return;
-    }
-    TF_Tensor* sums = NULL;
-    call.sums = vectors_like(context, 0, queries, call.width, &sums, status);
-    if (TF_GetCode(status) == TF_OK) report_code(status, "BertkitLshSampling", bk_lsh_run_sum(&call));
-    if (sums != NULL) TF_DeleteTensor(sums);
+    run_sum(context, "BertkitLshSampling", call, are_attended(&call.of, inputs), queries, status);
 }
 
 OPERATION(lsh_sampling, "BertkitLshSampling",
