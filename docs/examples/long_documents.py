@@ -4,8 +4,8 @@
 
 Every model reads documents byte by byte and tells praise from blame. All start from the same weights and see the same documents
 in the same order, at the same rates of learning: only their attention differs. What samples draws new hash functions at every
-call, while it learns and while it is measured. Codes are short: of 4 bits, vectors at right angles share one in 16, of 8 bits one
-in 256, and few hash functions give noise. PyTorch learns in a loop, Keras in `fit`.
+call, while it learns and while it is measured. Codes are short: of 4 bits, vectors at right angles share one in 16, of 8 bits
+one in 256, and few hash functions give noise. PyTorch learns in a loop, Keras in `fit`.
 
 There is a token for each byte: a hash of it and the three before it, as single bytes say too little about opinions for training
 that takes minutes. The label of a document is asked at every byte, which is what makes it learn fast; it is measured at the
