@@ -124,7 +124,7 @@ def sampling(
     query_BNLD: Array, key_BNSD: Array, value_BNSE: Array, query_mask_BL: Array | None, key_mask_BS: Array | None,
     num_hash: int, hash_code_len: int, hashes: Array, threads: Threads,
 ) -> Array:
-    """The same for the codes of queries and keys, which are never all in memory.
+    """The same for the codes of queries and keys, of which each thread has those of one head at a time.
 
     Returns:
         `[B, N, L, E]`, float32.

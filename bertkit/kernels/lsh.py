@@ -326,7 +326,10 @@ def _hash_both(
 
 
 def _kernels(x: Tensor, hash_code_len: int) -> ModuleType | None:
-    """The faster kernels for a tensor: `native` on a CPU, `lsh_triton` on a GPU; None where PyTorch's operations serve."""
+    """The faster kernels for a tensor: `native` on a CPU, `lsh_triton` on a GPU; None where PyTorch's operations serve.
+
+    Both hash and sum. `native` also does both in one call, for attention and its gradients; Triton is given codes for them.
+    """
     if native.serves_lsh(x, hash_code_len):
         return native
     if not x.is_cuda or x.dtype == torch.float64 or kernels_status().choice == PORTABLE:

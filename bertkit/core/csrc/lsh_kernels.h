@@ -205,10 +205,11 @@ struct Hash {
     int64_t columns() const { return transforms() ? functions.size : round_up(functions.width, kLanes); }
     int64_t bits_at_once() const { return transforms() ? functions.size : kProjections; }
 
-    /// Memory for hashing, and for all codes of a group, where they are not given.
+    /// Memory for hashing.
     int64_t bytes() const {
         return (columns() + bits_at_once() + round_up(of.hashes, kLanes)) * int64_t(sizeof(Floats));
     }
+    /// Memory for the codes of a group, where they are not given.
     int64_t group_bytes() const { return side.codes != nullptr ? 0 : round_up(code_count() * int64_t(sizeof(int32_t)), 64); }
     int64_t code_count() const { return side.rows * of.hashes; }
 
@@ -385,10 +386,10 @@ struct Sum {
     int64_t capacity() const { return int64_t(1) << of.code_bits; }
     int64_t hashes_at_once(int64_t vectors) const {
         const int64_t fit = kTableBytes / (capacity() * vectors * int64_t(sizeof(Floats)));
-        return minimum(minimum(fit < 1 ? 1 : fit, kMostHashes), of.hashes);
+        return minimum(minimum(maximum(fit, 1), kMostHashes), of.hashes);
     }
     int64_t bytes() const {
-        int64_t most = 0;
+        int64_t most = 0;  // not always that of the widest columns: narrower ones have tables of more hashes at once
         for (int64_t vectors = next_vectors(width); vectors > 0; vectors /= 2) {
             const int64_t bucket = vectors * int64_t(sizeof(Floats)) + int64_t(sizeof(int32_t));
             most = maximum(most, hashes_at_once(vectors) * capacity() * bucket);
@@ -626,9 +627,8 @@ struct PairSums {
     int64_t capacity() const { return int64_t(1) << of.code_bits; }
     bool both() const { return key_sums != nullptr; }
     int64_t hashes_at_once() const {
-        const int64_t rows = queries.rows > keys.rows ? queries.rows : keys.rows;
-        const int64_t fit = kMostRows / (rows + 1);
-        return minimum(minimum(fit < 1 ? 1 : fit, kMostHashes), of.hashes);
+        const int64_t fit = kMostRows / (maximum(queries.rows, keys.rows) + 1);
+        return minimum(minimum(maximum(fit, 1), kMostHashes), of.hashes);
     }
 
     /// One side of a group. Rows are whole vectors: copies, where the caller's are not.
