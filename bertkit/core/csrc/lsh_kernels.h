@@ -33,9 +33,6 @@ constexpr int64_t maximum(int64_t x, int64_t y) { return x < y ? y : x; }
 constexpr int64_t parts_of(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
 inline bool keeps(const uint8_t* mask, int64_t row) { return mask == nullptr || mask[row] != 0; }
-inline const uint8_t* mask_of(const uint8_t* mask, int64_t sequence, int64_t rows) {
-    return mask == nullptr ? nullptr : mask + sequence * rows;
-}
 
 /// Hands out numbers from 0 on, each once, to the threads that ask.
 class Counter {
@@ -152,27 +149,34 @@ struct Row {
         }
     }
 
-    /// Adds what is there where all bits of `mask` are set, and nothing where none is.
-    void add(const float* from, int32_t mask) {
-        const Ints bits = Ints{} + mask;
-        for (int v = 0; v < kVectors; ++v) x[v] += Floats(Ints(load(from + v * kLanes)) & bits);
+    /// Adds what is there, unless `counts` is 0.
+    void add(const float* from, int32_t counts) {
+        const Ints added = Ints{} + counts;
+        for (int v = 0; v < kVectors; ++v) x[v] += added != 0 ? load(from + v * kLanes) : Floats{};
     }
 };
 
 // -- codes ----------------------------------------------------------------------------------------------------------
 /// Butterflies of three (or two, or one) strides at a time, from `stride` on, over vectors of `size` numbers, one in each lane.
 /// The order of additions is that of the reference, so that signs of sums near zero are, too. With signs, the first ones: each
-/// number is multiplied by its sign before.
+/// number is multiplied by its sign before, which is exact, so that a product and a sum may be one instruction.
 template <int kRadix>
 void butterflies(const Floats* from, const float* signs, Floats* to, int64_t size, int64_t stride) {
     for (int64_t block = 0; block < size; block += kRadix * stride) {
         for (int64_t first = block; first < block + stride; ++first) {
             Floats y[kRadix];
-            for (int i = 0; i < kRadix; ++i) {
-                const int64_t place = first + i * stride;
-                y[i] = signs == nullptr ? from[place] : from[place] * signs[place];
+            for (int i = 0; i < kRadix; i += 2) {
+                const int64_t place = first + i * stride, next = place + stride;
+                if (signs == nullptr) {
+                    y[i] = from[place] + from[next];
+                    y[i + 1] = from[place] - from[next];
+                } else {
+                    const Floats other = from[next] * signs[next];
+                    y[i] = from[place] * signs[place] + other;
+                    y[i + 1] = from[place] * signs[place] - other;
+                }
             }
-            for (int step = 1; step < kRadix; step *= 2) {
+            for (int step = 2; step < kRadix; step *= 2) {
                 for (int i = 0; i < kRadix; ++i) {
                     if (i & step) continue;
                     const Floats sum = y[i] + y[i + step];
@@ -193,6 +197,15 @@ inline void hadamard_transform(const Floats* from, const float* signs, Floats* t
     if (size / stride == 2) butterflies<2>(to, nullptr, to, size, stride);
 }
 
+/// The codes of a group, [hashes, pitch]. That of a dropped row is one more than the largest.
+struct Codes {
+    const int32_t* data;
+    int64_t pitch;
+
+    const int32_t* operator[](int64_t hash) const { return data + hash * pitch; }
+    Codes from(int64_t hash) const { return {(*this)[hash], pitch}; }
+};
+
 /// The codes of one side.
 struct Hash {
     static constexpr int64_t kProjections = 64;  // that are made at once
@@ -205,48 +218,63 @@ struct Hash {
     int64_t columns() const { return transforms() ? functions.size : round_up(functions.width, kLanes); }
     int64_t bits_at_once() const { return transforms() ? functions.size : kProjections; }
 
+    int32_t capacity() const { return int32_t(1) << of.code_bits; }
+    /// An odd number of cache lines: neighbours of different hashes do not get into each other's way.
+    int64_t pitch() const { return round_up(side.rows, 32) + 16; }
+
     /// Memory for hashing.
     int64_t bytes() const {
         return (columns() + bits_at_once() + round_up(of.hashes, kLanes)) * int64_t(sizeof(Floats));
     }
-    /// Memory for the codes of a group, where they are not given.
-    int64_t group_bytes() const { return side.codes != nullptr ? 0 : round_up(code_count() * int64_t(sizeof(int32_t)), 64); }
-    int64_t code_count() const { return side.rows * of.hashes; }
+    /// Memory for the codes of a group.
+    int64_t group_bytes() const { return of.hashes * pitch() * int64_t(sizeof(int32_t)); }
 
-    /// The codes of a group, [rows, hashes]; null where a given one has no bucket: it would lead out of the table.
-    const int32_t* group_codes(int64_t group, char* memory, char* codes_memory) const {
-        if (side.codes == nullptr) {
-            auto* codes = reinterpret_cast<int32_t*>(codes_memory);
-            hash_rows(group, 0, side.rows, memory, codes);
-            return codes;
-        }
-        const int32_t* codes = side.codes + group * code_count();
-        uint32_t all = 0;  // codes are below a power of two where their bits together are
-        for (int64_t i = 0; i < code_count(); ++i) all |= uint32_t(codes[i]);
-        return all < uint32_t(1) << of.code_bits ? codes : nullptr;
-    }
-
-    /// Some rows of a group, whose codes go to the same rows of `codes`.
-    void hash_rows(int64_t group, int64_t begin, int64_t end, char* memory, int32_t* codes) const {
-        const uint8_t* mask = mask_of(side.mask, group / of.heads, side.rows);
-        const int64_t of_head = transforms() ? 3 * functions.parts * functions.size : functions.width * of.hashes * of.code_bits;
-        const float* numbers = functions.numbers + group % of.heads * of_head;
-        const std::size_t row_bytes = std::size_t(functions.width) * sizeof(float);
-        const std::size_t code_bytes = std::size_t(of.hashes) * sizeof *codes;
-        auto* vectors = reinterpret_cast<Floats*>(memory);
-        Floats *bits = vectors + columns(), *found = bits + bits_at_once();
-        for (int64_t row = begin; row < end; row += kLanes) {
-            const int64_t count = minimum(kLanes, end - row);
-            const float* rows = side.vectors + (group * side.rows + row) * functions.width;
-            read(rows, count, vectors);
-            fetch(rows + kLanes * functions.width, kLanes * row_bytes);
-            fetch(codes + (row + kLanes) * of.hashes, kLanes * code_bytes);
-            hash(vectors, numbers, bits, found);
-            write(found, count, codes + row * of.hashes);
-            for (int64_t i = 0; i < count; ++i) {
-                if (!keeps(mask, row + i)) std::memset(codes + (row + i) * of.hashes, 0, code_bytes);
+    /// The codes of a group; none where a given one has no bucket: it would lead out of the table.
+    Codes group_codes(int64_t group, char* memory, char* codes_memory) const {
+        auto* codes = reinterpret_cast<int32_t*>(codes_memory);
+        uint32_t all = 0;  // given codes are below a power of two where their bits together are
+        for (int64_t row = 0; row < side.rows; row += kLanes) {
+            const int64_t count = minimum(kLanes, side.rows - row);
+            if (side.codes == nullptr) {
+                const Floats* found = hash_rows(group, row, count, memory);
+                for (int64_t m = 0; m < of.hashes; ++m) std::memcpy(codes + m * pitch() + row, found + m, sizeof *found);
+            } else {
+                all |= copy_codes(side.codes + (group * side.rows + row) * of.hashes, count, codes + row);
             }
         }
+        const uint8_t* mask = mask_of_group(group);
+        for (int64_t row = 0; row < side.rows; ++row) {
+            if (keeps(mask, row)) continue;
+            for (int64_t m = 0; m < of.hashes; ++m) codes[m * pitch() + row] = capacity();
+        }
+        return {all < uint32_t(capacity()) ? codes : nullptr, pitch()};
+    }
+
+    /// Gives the bits of all of them together.
+    uint32_t copy_codes(const int32_t* given, int64_t count, int32_t* codes) const {
+        uint32_t all = 0;
+        for (int64_t m = 0; m < of.hashes; ++m) {
+            for (int64_t i = 0; i < count; ++i) {
+                codes[m * pitch() + i] = given[i * of.hashes + m];
+                all |= uint32_t(codes[m * pitch() + i]);
+            }
+        }
+        return all;
+    }
+
+    const uint8_t* mask_of_group(int64_t group) const {
+        return side.mask == nullptr ? nullptr : side.mask + group / of.heads * side.rows;
+    }
+
+    /// Some rows of a group, one in each lane. Gives a vector for each hash, in `memory`.
+    const Floats* hash_rows(int64_t group, int64_t row, int64_t count, char* memory) const {
+        const int64_t of_head = transforms() ? 3 * functions.parts * functions.size : functions.width * of.hashes * of.code_bits;
+        auto* vectors = reinterpret_cast<Floats*>(memory);
+        Floats *bits = vectors + columns(), *codes = bits + bits_at_once();
+        const float* rows = side.vectors + (group * side.rows + row) * functions.width;
+        read(rows, count, vectors);
+        hash(vectors, functions.numbers + group % of.heads * of_head, bits, codes, rows + kLanes * functions.width);
+        return codes;
     }
 
     /// Some rows, one in each lane, filled up with zeros.
@@ -260,21 +288,34 @@ struct Hash {
         }
     }
 
-    void hash(const Floats* vectors, const float* numbers, Floats* x, Floats* codes) const {
+    /// The next rows come in parts: all at once, they would have to wait for one another.
+    void hash(const Floats* vectors, const float* numbers, Floats* x, Floats* codes, const float* next_rows) const {
         const int64_t bits = of.code_bits, step = bits_at_once() / bits;
-        for (int64_t first = 0; first < of.hashes; first += step) {
+        const int64_t share = parts_of(kLanes * functions.width, parts_of(of.hashes, step));
+        for (int64_t first = 0; first < of.hashes; first += step, next_rows += share) {
             const int64_t count = minimum(step, of.hashes - first);
+            fetch(next_rows, share * int64_t(sizeof *next_rows));
             if (transforms()) {
                 transform(vectors, numbers + first / step * functions.size, x);
             } else {
                 project(vectors, numbers + first * bits, count * bits, x);
             }
-            for (int64_t m = 0; m < count; ++m) {
-                Ints code = {}, bit = code + 1;
-                for (int64_t i = m * bits; i < (m + 1) * bits; ++i, bit += bit) code |= (x[i] > 0) & bit;
-                codes[first + m] = Floats(code);
-            }
+            pack(x, codes + first, count);
         }
+    }
+
+    /// Codes of the signs of so many numbers each.
+    template <int kCodes = 4>
+    void pack(const Floats* x, Floats* codes, int64_t count) const {
+        const int64_t bits = of.code_bits;
+        for (; count >= kCodes; count -= kCodes, x += kCodes * bits, codes += kCodes) {
+            Ints found[kCodes] = {}, bit = Ints{} + 1;
+            for (int64_t i = 0; i < bits; ++i, bit += bit) {
+                for (int c = 0; c < kCodes; ++c) found[c] = x[c * bits + i] > 0 ? found[c] | bit : found[c];
+            }
+            std::memcpy(codes, found, sizeof found);
+        }
+        if constexpr (kCodes > 1) pack<kCodes / 2>(x, codes, count);
     }
 
     void transform(const Floats* vectors, const float* signs, Floats* x) const {
@@ -303,18 +344,6 @@ struct Hash {
         }
         for (int i = 0; i < kCount; ++i) x[i] = sums[i];
     }
-
-    void write(const Floats* codes, int64_t count, int32_t* to) const {
-        for (int64_t m = 0; m < of.hashes; m += kLanes) {
-            Floats rows[kLanes];
-            std::memcpy(rows, codes + m, sizeof rows);
-            transpose(rows);
-            const int64_t columns = of.hashes - m;
-            for (int64_t i = 0; i < count; ++i) {
-                Row<1>{{rows[i]}}.write(reinterpret_cast<float*>(to + i * of.hashes + m), columns);
-            }
-        }
-    }
 };
 
 /// Hash rows, some at a time.
@@ -327,9 +356,28 @@ struct HashRows {
     int64_t items_of_group() const { return parts_of(call.side.rows, kRows); }
     int64_t bytes() const { return hash.bytes(); }
     int work(int64_t item, char* memory) const {
-        const int64_t group = item / items_of_group(), begin = item % items_of_group() * kRows;
-        hash.hash_rows(group, begin, minimum(begin + kRows, call.side.rows), memory, call.codes + group * hash.code_count());
+        const int64_t group = item / items_of_group(), begin = item % items_of_group() * kRows, hashes = call.of.hashes;
+        const uint8_t* mask = hash.mask_of_group(group);
+        for (int64_t row = begin; row < minimum(begin + kRows, call.side.rows); row += kLanes) {
+            const int64_t count = minimum(kLanes, call.side.rows - row);
+            int32_t* codes = call.codes + (group * call.side.rows + row) * hashes;
+            write(hash.hash_rows(group, row, count, memory), count, codes);
+            for (int64_t i = 0; i < count; ++i) {
+                if (!keeps(mask, row + i)) std::memset(codes + i * hashes, 0, std::size_t(hashes) * sizeof *codes);
+            }
+        }
         return BK_OK;
+    }
+
+    void write(const Floats* codes, int64_t count, int32_t* to) const {
+        for (int64_t m = 0; m < call.of.hashes; m += kLanes) {
+            Floats rows[kLanes];
+            std::memcpy(rows, codes + m, sizeof rows);
+            transpose(rows);
+            for (int64_t i = 0; i < count; ++i) {
+                Row<1>{{rows[i]}}.write(reinterpret_cast<float*>(to + i * call.of.hashes + m), call.of.hashes - m);
+            }
+        }
     }
 };
 
@@ -338,7 +386,7 @@ inline int hash(const bk_lsh_hash& call) {
     return for_each_item(call.of, call.of.sequences * call.of.heads * job.items_of_group(), job.bytes(), job);
 }
 
-/// Sums over the rows of a group that collide. The codes are given, or hashed first: those of a group fit a cache.
+/// Sums over the rows of a group that collide.
 template <typename Sums>
 struct Groups {
     Hash queries, keys;
@@ -348,9 +396,9 @@ struct Groups {
     int64_t bytes() const { return codes_bytes() + maximum(sums.bytes(), maximum(queries.bytes(), keys.bytes())); }
     int work(int64_t group, char* memory) const {
         char* rest = memory + codes_bytes();
-        const int32_t* query_codes = queries.group_codes(group, rest, memory);
-        const int32_t* key_codes = keys.group_codes(group, rest, memory + queries.group_bytes());
-        if (query_codes == nullptr || key_codes == nullptr) return BK_BAD_CODE;
+        const Codes query_codes = queries.group_codes(group, rest, memory);
+        const Codes key_codes = keys.group_codes(group, rest, memory + queries.group_bytes());
+        if (query_codes.data == nullptr || key_codes.data == nullptr) return BK_BAD_CODE;
         sums.add(group, query_codes, key_codes, rest);
         return BK_OK;
     }
@@ -376,6 +424,7 @@ constexpr int64_t next_vectors(int64_t columns) {
 struct Sum {
     static constexpr int64_t kTableBytes = 1 << 20;  // of the tables of some hashes together: what stays in a cache
     static constexpr int64_t kMostHashes = 8;
+    static constexpr int64_t kAhead = 8;  // rows from one that comes to a cache to the one that is worked on
 
     const bk_lsh& of;
     const bk_lsh_side &queries, &keys;
@@ -397,7 +446,7 @@ struct Sum {
         return most;
     }
 
-    void add(int64_t group, const int32_t* query_codes, const int32_t* key_codes, char* memory) const {
+    void add(int64_t group, const Codes& query_codes, const Codes& key_codes, char* memory) const {
         auto* table = reinterpret_cast<float*>(memory);
         for (int64_t begin = 0; begin < width; begin += next_vectors(width - begin) * kLanes) {
             switch (next_vectors(width - begin)) {
@@ -410,37 +459,38 @@ struct Sum {
     }
 
     template <int kVectors>
-    void add_columns(int64_t group, int64_t begin, const int32_t* query_codes, const int32_t* key_codes, float* table) const {
+    void add_columns(int64_t group, int64_t begin, const Codes& query_codes, const Codes& key_codes, float* table) const {
         constexpr int64_t kPitch = kVectors * kLanes;
-        const int64_t hashes = of.hashes, step = hashes_at_once(kVectors), columns = width - begin;
-        const uint8_t* key_mask = mask_of(keys.mask, group / of.heads, keys.rows);
-        const uint8_t* query_mask = mask_of(queries.mask, group / of.heads, queries.rows);
+        const int64_t hashes = of.hashes, step = hashes_at_once(kVectors), columns = width - begin, buckets = capacity();
         const float* from = values + group * keys.rows * width + begin;
         float* to = sums + group * queries.rows * width + begin;
         // A bucket counts once a key was added to it; before, it holds anything. Clearing takes long where keys are few.
-        auto* filled = reinterpret_cast<int32_t*>(table + step * capacity() * kPitch);
+        auto* counts = reinterpret_cast<int32_t*>(table + step * buckets * kPitch);
         for (int64_t first = 0; first < hashes; first += step) {
             const int64_t count = minimum(step, hashes - first);
-            std::memset(filled, 0, std::size_t(count * capacity()) * sizeof *filled);
+            const Codes of_queries = query_codes.from(first), of_keys = key_codes.from(first);
+            std::memset(counts, 0, std::size_t(count * buckets) * sizeof *counts);
             for (int64_t key = 0; key < keys.rows; ++key) {
-                if (!keeps(key_mask, key)) continue;
+                if (of_keys[0][key] == buckets) continue;
+                fetch(from + (key + kAhead) * width, kPitch * int64_t(sizeof *from));
                 const auto value = Row<kVectors>::read(from + key * width, columns);
                 for (int64_t m = 0; m < count; ++m) {
-                    const int64_t bucket = m * capacity() + key_codes[key * hashes + first + m];
+                    const int64_t bucket = m * buckets + of_keys[m][key];
                     Row<kVectors> sum = value;
-                    sum.add(table + bucket * kPitch, filled[bucket]);
+                    sum.add(table + bucket * kPitch, counts[bucket]);
                     sum.write(table + bucket * kPitch, kPitch);
-                    filled[bucket] = -1;
+                    counts[bucket] = 1;
                 }
             }
             for (int64_t query = 0; query < queries.rows; ++query) {
                 float* row = to + query * width;
                 Row<kVectors> total = {};
-                if (keeps(query_mask, query)) {
+                fetch(row + kAhead * width, kPitch * int64_t(sizeof *row));
+                if (of_queries[0][query] != buckets) {
                     if (first > 0) total = Row<kVectors>::read(row, columns);
                     for (int64_t m = 0; m < count; ++m) {
-                        const int64_t bucket = m * capacity() + query_codes[query * hashes + first + m];
-                        total.add(table + bucket * kPitch, filled[bucket]);
+                        const int64_t bucket = m * buckets + of_queries[m][query];
+                        total.add(table + bucket * kPitch, counts[bucket]);
                     }
                     if (first + count == hashes) {
                         for (Floats& x : total.x) x /= float(hashes);
@@ -634,8 +684,7 @@ struct PairSums {
     /// One side of a group. Rows are whole vectors: copies, where the caller's are not.
     struct Side {
         Matrix scores, rows, sums;
-        int32_t *codes, *order;  // [hashes at once, pitch]
-        int64_t code_pitch, order_pitch;
+        int32_t* order;  // [hashes at once, rows]
         Buckets buckets;
     };
 
@@ -653,12 +702,8 @@ struct PairSums {
             const int64_t pitch = round_up(columns, kLanes);
             return Matrix{has && pitch != columns ? walk.take<float>(count * pitch) : nullptr, pitch};
         };
-        Side side = {copies(score_width, true), copies(width, has_rows), copies(width, has_sums), nullptr, nullptr, 0, 0, {}};
-        // An odd number of cache lines: neighbours of different hashes do not get into each other's way.
-        side.code_pitch = round_up(count, 32) + 16;
-        side.order_pitch = count;
-        side.codes = walk.take<int32_t>(hashes_at_once() * side.code_pitch);
-        side.order = walk.take<int32_t>(hashes_at_once() * side.order_pitch);
+        Side side = {copies(score_width, true), copies(width, has_rows), copies(width, has_sums), nullptr, {}};
+        side.order = walk.take<int32_t>(hashes_at_once() * count);
         side.buckets = {walk.take<int32_t>(capacity() + 1), walk.take<int32_t>(capacity() + 1)};
         return side;
     }
@@ -683,7 +728,7 @@ struct PairSums {
         return walk.size();
     }
 
-    void add(int64_t group, const int32_t* query_codes, const int32_t* key_codes, char* thread_memory) const {
+    void add(int64_t group, const Codes& query_codes, const Codes& key_codes, char* thread_memory) const {
         Walk walk(thread_memory);
         Memory memory = place(walk);
         const int64_t l = queries.rows, s = keys.rows;
@@ -698,9 +743,10 @@ struct PairSums {
         }
         for (int64_t first = 0; first < of.hashes; first += hashes_at_once()) {
             const int64_t count = minimum(hashes_at_once(), of.hashes - first);
-            read_codes(queries, group, query_codes + first, count, memory.queries);
-            read_codes(keys, group, key_codes + first, count, memory.keys);
-            for (int64_t m = 0; m < count; ++m) add_hash(memory, m);
+            for (int64_t m = 0; m < count; ++m) {
+                add_hash(memory, query_codes[first + m], key_codes[first + m], memory.queries.order + m * l,
+                         memory.keys.order + m * s);
+            }
             add_blocks(memory);
         }
         finish(memory.queries.sums, l, query_sums + group * l * width);
@@ -728,21 +774,11 @@ struct PairSums {
         }
     }
 
-    void read_codes(const bk_lsh_side& side, int64_t group, const int32_t* codes, int64_t count, Side& to) const {
-        const uint8_t* mask = mask_of(side.mask, group / of.heads, side.rows);
-        for (int64_t row = 0; row < side.rows; ++row) {
-            const bool kept = keeps(mask, row);
-            for (int64_t m = 0; m < count; ++m) {
-                to.codes[m * to.code_pitch + row] = kept ? codes[row * of.hashes + m] : int32_t(capacity());
-            }
-        }
-    }
-
-    void add_hash(Memory& memory, int64_t m) const {
+    void add_hash(Memory& memory, const int32_t* query_codes, const int32_t* key_codes, int32_t* query_order,
+                  int32_t* key_order) const {
         Side &query = memory.queries, &key = memory.keys;
-        int32_t *query_order = query.order + m * query.order_pitch, *key_order = key.order + m * key.order_pitch;
-        query.buckets.sort(query.codes + m * query.code_pitch, queries.rows, capacity(), query_order);
-        key.buckets.sort(key.codes + m * key.code_pitch, keys.rows, capacity(), key_order);
+        query.buckets.sort(query_codes, queries.rows, capacity(), query_order);
+        key.buckets.sort(key_codes, keys.rows, capacity(), key_order);
         int32_t places[kSizes * kSizes + 1] = {};
         const auto size_of = [&](int64_t code) {
             return minimum(query.buckets.sizes[code], kSizes - 1) * kSizes + minimum(key.buckets.sizes[code], kSizes - 1);
@@ -903,7 +939,7 @@ struct Gradients {
     PairSums of_both;
 
     int64_t bytes() const { return maximum(of_values.bytes(), of_both.bytes()); }
-    void add(int64_t group, const int32_t* query_codes, const int32_t* key_codes, char* memory) const {
+    void add(int64_t group, const Codes& query_codes, const Codes& key_codes, char* memory) const {
         of_values.add(group, key_codes, query_codes, memory);
         of_both.add(group, query_codes, key_codes, memory);
     }
