@@ -268,7 +268,8 @@ struct Hash {
 
     /// Some rows of a group, one in each lane. Gives a vector for each hash, in `memory`.
     const Floats* hash_rows(int64_t group, int64_t row, int64_t count, char* memory) const {
-        const int64_t of_head = transforms() ? 3 * functions.parts * functions.size : functions.width * of.hashes * of.code_bits;
+        const int64_t projections = of.hashes * of.code_bits;
+        const int64_t of_head = transforms() ? 3 * functions.parts * functions.size : functions.width * projections;
         auto* vectors = reinterpret_cast<Floats*>(memory);
         Floats *bits = vectors + columns(), *codes = bits + bits_at_once();
         const float* rows = side.vectors + (group * side.rows + row) * functions.width;
@@ -663,6 +664,7 @@ struct PairSums {
     static constexpr int64_t kMostHashes = 8, kMostRows = 1 << 17;           // that are sorted at once
     static constexpr int64_t kMostBlocks = 1 << 12, kMostWeights = 1 << 17;  // that are kept before they are used
     static constexpr int64_t kLongest = 128;                                 // of a block, in rows
+    static constexpr int64_t kAtTable = 64;                                  // rows that the nearest cache holds beside a table
     static constexpr int64_t kSizes = 16;                                    // of buckets, that are told apart
     static constexpr int64_t kNearBytes = 1 << 21;                           // of rows, that a cache holds
 
@@ -904,10 +906,10 @@ struct PairSums {
         const int64_t a = from.scores.pitch;
         const Matrix packed = {memory.packed, a};
         std::memset(table.data, 0, std::size_t(a * table.pitch) * sizeof(float));
-        Ahead ahead(parts_of(count, kLongest) * parts_of(a, kTogether), to.scores.picked(to_rows), to_count,
+        Ahead ahead(parts_of(count, kAtTable) * parts_of(a, kTogether), to.scores.picked(to_rows), to_count,
                     to.sums.picked(to_rows), to_count);
-        for (int64_t i = 0; i < count; i += kLongest) {
-            const int64_t some = minimum(count - i, kLongest);
+        for (int64_t i = 0; i < count; i += kAtTable) {
+            const int64_t some = minimum(count - i, kAtTable);
             pack(from.scores.picked(rows + i), some, packed);
             add_products<true>(table, a, packed, from.rows.picked(rows + i), some, ahead);
         }
@@ -915,8 +917,8 @@ struct PairSums {
         if (from.sums.data != nullptr) {
             ahead = {parts_of(to_count, kTogether), to.rows.picked(to_rows), to_count, from.sums.picked(rows), count};
         }
-        for (int64_t i = 0; i < to_count; i += kLongest) {
-            const int64_t some = minimum(to_count - i, kLongest);
+        for (int64_t i = 0; i < to_count; i += kAtTable) {
+            const int64_t some = minimum(to_count - i, kAtTable);
             pack(to.scores.picked(to_rows + i), some, packed);
             add_products<false>(to.sums.picked(to_rows + i), some, packed, table, a, ahead);
         }
