@@ -20,7 +20,7 @@ from types import TracebackType
 import bertkit.core
 from bertkit.core.errors import BackendError
 
-ABI = 3
+ABI = 4
 """BK_ABI of csrc/bertkit.h."""
 LEVELS = ("scalar", "avx2", "avxvnni", "avx512", "amx")
 """Instruction sets, the later the faster; their numbers are those of csrc/bertkit.h."""

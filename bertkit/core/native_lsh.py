@@ -43,8 +43,12 @@ class _Functions(ctypes.Structure):
     _fields_ = [("width", ctypes.c_int64), ("parts", ctypes.c_int64), ("size", ctypes.c_int64), ("numbers", ctypes.c_void_p)]
 
 
+class _Vectors(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("sequence", "head", "row"))]
+
+
 class _Side(ctypes.Structure):
-    _fields_ = [("rows", ctypes.c_int64), ("mask", ctypes.c_void_p), ("codes", ctypes.c_void_p), ("vectors", ctypes.c_void_p)]
+    _fields_ = [("rows", ctypes.c_int64), ("mask", ctypes.c_void_p), ("codes", ctypes.c_void_p), ("vectors", _Vectors)]
 
 
 class _Hash(ctypes.Structure):
@@ -53,18 +57,18 @@ class _Hash(ctypes.Structure):
 
 class _Sum(ctypes.Structure):
     _fields_ = [("of", _Of), ("functions", _Functions), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64),
-                ("values", ctypes.c_void_p), ("sums", ctypes.c_void_p)]
+                ("values", _Vectors), ("sums", ctypes.c_void_p)]
 
 
 class _WeightedSum(ctypes.Structure):
     _fields_ = [("of", _Of), ("queries", _Side), ("keys", _Side), ("weight_width", ctypes.c_int64), ("width", ctypes.c_int64),
-                *((name, ctypes.c_void_p) for name in ("query_weights", "key_weights", "values", "sums"))]
+                *((name, _Vectors) for name in ("query_weights", "key_weights", "values")), ("sums", ctypes.c_void_p)]
 
 
 class _Gradients(ctypes.Structure):
     _fields_ = [("of", _Of), ("functions", _Functions), ("queries", _Side), ("keys", _Side), ("width", ctypes.c_int64),
-                ("scale", ctypes.c_float),
-                *((name, ctypes.c_void_p) for name in ("values", "grads", "query_grads", "key_grads", "value_grads"))]
+                ("scale", ctypes.c_float), *((name, _Vectors) for name in ("values", "grads")),
+                *((name, ctypes.c_void_p) for name in ("query_grads", "key_grads", "value_grads"))]
 
 
 def hash_codes(
@@ -89,7 +93,7 @@ def hash_codes(
     arrays = _Arrays()
     of, functions = arrays.functions(vectors_BNLD, num_hash, hash_code_len, hashes, threads)
     codes = np.empty((*vectors_BNLD.shape[:3], num_hash), np.int32)
-    call = _Hash(of=of, functions=functions, side=arrays.vectors("vectors", vectors_BNLD, mask_BL, vectors_BNLD),
+    call = _Hash(of=of, functions=functions, side=arrays.hashed("vectors", vectors_BNLD, mask_BL, vectors_BNLD),
                  codes=codes.ctypes.data)
     arrays.check()
     _run("bk_lsh_run_hash", call)
@@ -114,7 +118,7 @@ def cumulation(
     call = _Sum(
         **arrays.sides(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, hash_code_len, threads),
         width=width,
-        values=arrays.address("value", value_BNSE, FLOAT, (*key_codes_BNSM.shape[:3], width)), sums=sums.ctypes.data)
+        values=arrays.vectors("value", value_BNSE, (*key_codes_BNSM.shape[:3], width)), sums=sums.ctypes.data)
     arrays.check()
     _run("bk_lsh_run_sum", call)
     return sums
@@ -137,9 +141,9 @@ def sampling(
     width = value_BNSE.shape[3]
     sums = np.empty((*query_BNLD.shape[:3], width), np.float32)
     call = _Sum(
-        of=of, functions=functions, queries=arrays.vectors("query", query_BNLD, query_mask_BL, query_BNLD),
-        keys=arrays.vectors("key", key_BNSD, key_mask_BS, query_BNLD), width=width,
-        values=arrays.address("value", value_BNSE, FLOAT, (*key_BNSD.shape[:3], width)), sums=sums.ctypes.data)
+        of=of, functions=functions, queries=arrays.hashed("query", query_BNLD, query_mask_BL, query_BNLD),
+        keys=arrays.hashed("key", key_BNSD, key_mask_BS, query_BNLD), width=width,
+        values=arrays.vectors("value", value_BNSE, (*key_BNSD.shape[:3], width)), sums=sums.ctypes.data)
     arrays.check()
     _run("bk_lsh_run_sum", call)
     return sums
@@ -164,9 +168,9 @@ def weighted_cumulation(
     call = _WeightedSum(
         **arrays.sides(query_mask_BL, query_codes_BNLM, key_mask_BS, key_codes_BNSM, hash_code_len, threads),
         weight_width=weight_width, width=width,
-        query_weights=arrays.address("query_weight", query_weight_BNLW, FLOAT, (*queries, weight_width)),
-        key_weights=arrays.address("key_weight", key_weight_BNSW, FLOAT, (*keys, weight_width)),
-        values=arrays.address("value", value_BNSE, FLOAT, (*keys, width)), sums=sums.ctypes.data)
+        query_weights=arrays.vectors("query_weight", query_weight_BNLW, (*queries, weight_width)),
+        key_weights=arrays.vectors("key_weight", key_weight_BNSW, (*keys, weight_width)),
+        values=arrays.vectors("value", value_BNSE, (*keys, width)), sums=sums.ctypes.data)
     arrays.check()
     _run("bk_lsh_run_weighted_sum", call)
     return sums
@@ -189,10 +193,10 @@ def sampling_gradients(
     width = value_BNSE.shape[3]
     outputs = [np.empty(x.shape, np.float32) for x in (query_BNLD, key_BNSD, value_BNSE)]
     call = _Gradients(
-        of=of, functions=functions, queries=arrays.vectors("query", query_BNLD, query_mask_BL, query_BNLD),
-        keys=arrays.vectors("key", key_BNSD, key_mask_BS, query_BNLD), width=width, scale=hash_code_len / 2,
-        values=arrays.address("value", value_BNSE, FLOAT, (*key_BNSD.shape[:3], width)),
-        grads=arrays.address("grad", grad_BNLE, FLOAT, (*query_BNLD.shape[:3], width)),
+        of=of, functions=functions, queries=arrays.hashed("query", query_BNLD, query_mask_BL, query_BNLD),
+        keys=arrays.hashed("key", key_BNSD, key_mask_BS, query_BNLD), width=width, scale=hash_code_len / 2,
+        values=arrays.vectors("value", value_BNSE, (*key_BNSD.shape[:3], width)),
+        grads=arrays.vectors("grad", grad_BNLE, (*query_BNLD.shape[:3], width)),
         **dict(zip(("query_grads", "key_grads", "value_grads"), (x.ctypes.data for x in outputs), strict=True)))
     arrays.check()
     _run("bk_lsh_run_gradients", call)
@@ -224,12 +228,21 @@ class _Arrays:
         return (_of(vectors_BNLD, num_hash, hash_code_len, threads),
                 _Functions(width, parts, size, self.address("hashes", hashes, FLOAT, shape)))
 
-    def vectors(self, name: str, vectors: Array, mask: Array | None, others_BNLD: Array) -> _Side:
+    def vectors(self, name: str, vectors: Array, shape: tuple[int, ...]) -> _Vectors:
+        """Vectors as they lie in memory, if the numbers of each are dense: those of a head may lie between those of others."""
+        steps = vectors.strides
+        if (vectors.dtype != FLOAT or vectors.shape != shape or steps[3] != FLOAT.itemsize or steps[2] == 0
+                or any(step % FLOAT.itemsize for step in steps)):
+            return _Vectors(self.address(name, vectors, FLOAT, shape))
+        self._kept.append(vectors)
+        return _Vectors(vectors.ctypes.data, *(step // FLOAT.itemsize for step in steps[:3]))
+
+    def hashed(self, name: str, vectors: Array, mask: Array | None, others_BNLD: Array) -> _Side:
         """A side without codes, of as many sequences and heads, and as wide, as the others."""
         batch, heads, _, width = others_BNLD.shape
         rows = vectors.shape[2]
-        return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)), None,
-                     self.address(name, vectors, FLOAT, (batch, heads, rows, width)))
+        return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)),
+                     vectors=self.vectors(name, vectors, (batch, heads, rows, width)))
 
     def sides(self, query_mask: Array | None, query_codes: Array, key_mask: Array | None, key_codes: Array,
               hash_code_len: int, threads: Threads) -> dict[str, Any]:
@@ -239,7 +252,7 @@ class _Arrays:
         def side(name: str, mask: Array | None, codes: Array) -> _Side:
             rows = codes.shape[2]
             return _Side(rows, self.mask(f"{name}_mask", mask, (batch, rows)),
-                         self.address(f"{name}_codes", codes, INT32, (batch, heads, rows, num_hash)), None)
+                         self.address(f"{name}_codes", codes, INT32, (batch, heads, rows, num_hash)))
 
         return {"of": _of(query_codes, num_hash, hash_code_len, threads), "queries": side("query", query_mask, query_codes),
                 "keys": side("key", key_mask, key_codes)}

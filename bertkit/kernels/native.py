@@ -144,7 +144,7 @@ def sampling_gradients(
 
 
 def _floats(x: Tensor) -> np.ndarray:
-    return x.float().contiguous().numpy()
+    return x.float().numpy()
 
 
 def _mask(mask: Tensor) -> np.ndarray:

@@ -189,6 +189,43 @@ def test_what_masked_rows_hold_is_never_read():
         np.testing.assert_array_equal(one, other)
 
 
+LAYOUTS = {
+    "heads side by side": lambda x: np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2),
+    "heads before sequences": lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1),
+    "part of wider rows": lambda x: np.concatenate([np.full_like(x, np.nan), x], axis=3)[..., x.shape[3]:],
+    "backwards": lambda x: np.ascontiguousarray(x[:, :, ::-1])[:, :, ::-1],
+    "numbers apart": lambda x: np.repeat(x, 2, axis=3)[..., ::2],
+    "not aligned": lambda x: np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["as trained", "odd widths", "one row", "no keys"])
+def test_vectors_may_lie_anywhere(layout, name, threads):
+    case = CASES[name]()
+    vectors = case.query, case.key, case.value, case.grad
+
+    def results(query, key, value, grad):
+        codes = native_lsh.hash_codes(query, case.query_mask, *case.functions, threads)
+        attended = native_lsh.sampling(query, key, value, *case.masks, *case.functions, threads)
+        (query_mask, key_mask), (query_codes, key_codes) = case.masks, case.codes()
+        weighted = native_lsh.weighted_cumulation(query_mask, query_codes, grad, key_mask, key_codes, value, key,
+                                                  case.hash_code_len, threads)
+        return codes, attended, weighted, *native_lsh.sampling_gradients(
+            query, key, value, *case.masks, grad, *case.functions, threads)
+
+    for one, other in zip(results(*vectors), results(*map(LAYOUTS[layout], vectors)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_row_may_stand_for_all(threads):
+    case = CASES["as trained"]()
+    key = np.broadcast_to(case.key[:, :, :1], case.key.shape)
+    one, other = (native_lsh.sampling(case.query, x, case.value, *case.masks, *case.functions, threads)
+                  for x in (key, key.copy()))
+    np.testing.assert_array_equal(one, other)
+
+
 # -- bad input ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("wrong", [-1, 512, 2**31 - 1, -(2**31)])
 def test_a_code_without_a_bucket_is_refused(wrong, threads):

@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define BK_ABI 3
+#define BK_ABI 4
 
 /* Instruction sets, the later the faster. The numbers are stored in packed weights. */
 enum bk_level { BK_SCALAR = 0, BK_AVX2 = 1, BK_AVXVNNI = 2, BK_AVX512 = 3, BK_AMX = 4, BK_LEVELS = 5 };
@@ -115,6 +115,13 @@ BK_API void bk_ibert_times(int64_t* nanoseconds);
  * [groups, rows, hashes], from 0 to 2^code_bits - 1; masks [sequences, rows], where 0 drops a row, or NULL, which drops none.
  */
 
+/* Vectors that are read. Their rows may lie apart: numbers from a sequence to the next, from a head to the next and from a row
+ * to the next. All 0: they are dense. */
+typedef struct bk_lsh_vectors {
+    const float* data;
+    int64_t sequence, head, row;
+} bk_lsh_vectors;
+
 /* What all calls have. */
 typedef struct bk_lsh {
     int64_t level;           /* bk_level; the highest that is no faster serves where there is no code for this one */
@@ -136,7 +143,7 @@ typedef struct bk_lsh_side {
     int64_t rows;
     const uint8_t* mask;
     const int32_t* codes; /* NULL: those of the vectors */
-    const float* vectors;
+    bk_lsh_vectors vectors;
 } bk_lsh_side;
 
 /* The codes of vectors. */
@@ -155,8 +162,8 @@ typedef struct bk_lsh_sum {
     bk_lsh_functions functions; /* of sides without codes */
     bk_lsh_side queries, keys;
     int64_t width;
-    const float* values; /* of the keys */
-    float* sums;         /* of the queries */
+    bk_lsh_vectors values; /* of the keys */
+    float* sums;           /* of the queries */
 } bk_lsh_sum;
 
 BK_API int bk_lsh_run_sum(const bk_lsh_sum* call);
@@ -166,7 +173,7 @@ typedef struct bk_lsh_weighted_sum {
     bk_lsh of;
     bk_lsh_side queries, keys; /* with codes */
     int64_t weight_width, width;
-    const float *query_weights, *key_weights, *values;
+    bk_lsh_vectors query_weights, key_weights, values;
     float* sums;
 } bk_lsh_weighted_sum;
 
@@ -180,7 +187,7 @@ typedef struct bk_lsh_gradients {
     bk_lsh_side queries, keys; /* with vectors, of the functions' width */
     int64_t width;             /* of values and grads */
     float scale;
-    const float *values, *grads;
+    bk_lsh_vectors values, grads;
     float *query_grads, *key_grads, *value_grads;
 } bk_lsh_gradients;
 

@@ -42,7 +42,7 @@ bool are_functions(const bk_lsh& of, const bk_lsh_functions& functions) {
 // Whether there are codes, or what they are made of.
 int check(const bk_lsh& of, const bk_lsh_functions& functions, const bk_lsh_side& side) {
     if (side.rows == 0 || side.codes != nullptr) return BK_OK;
-    if (side.vectors == nullptr) return BK_BAD_ARGUMENT;
+    if (side.vectors.data == nullptr) return BK_BAD_ARGUMENT;
     return are_functions(of, functions) ? BK_OK : BK_BAD_SHAPE;
 }
 

@@ -156,6 +156,41 @@ struct Row {
     }
 };
 
+// -- rows in memory ---------------------------------------------------------------------------------------------------
+/// Rows that an index picks.
+struct Rows {
+    float* data;
+    int64_t pitch;
+    const int32_t* index;
+
+    float* operator[](int64_t row) const { return data + index[row] * pitch; }
+    Rows from(int64_t row) const { return {data, pitch, index + row}; }
+};
+
+/// Rows one after another, of whole vectors.
+struct Matrix {
+    float* data;
+    int64_t pitch;
+
+    float* operator[](int64_t row) const { return data + row * pitch; }
+    Rows picked(const int32_t* index) const { return {data, pitch, index}; }
+};
+
+/// What is read of a group, of so many columns.
+inline Matrix of_group(const bk_lsh_vectors& x, const bk_lsh& of, int64_t group, int64_t rows, int64_t columns) {
+    auto* data = const_cast<float*>(x.data);  // nobody writes to these
+    if (x.row == 0) return {data + group * rows * columns, columns};
+    return {data + group / of.heads * x.sequence + group % of.heads * x.head, x.row};
+}
+
+/// Whether what is read is at hand for being read again and again: rows that lie apart share few places of a cache.
+inline bool is_dense(const bk_lsh_vectors& x, int64_t columns) { return x.row == 0 || x.row == columns; }
+
+inline void copy(const Matrix& from, int64_t rows, int64_t columns, const Matrix& to) {
+    const std::size_t bytes = std::size_t(columns) * sizeof *from.data;
+    for (int64_t row = 0; row < rows; ++row) std::memcpy(to[row], from[row], bytes);
+}
+
 // -- codes ----------------------------------------------------------------------------------------------------------
 /// Butterflies of three (or two, or one) strides at a time, from `stride` on, over vectors of `size` numbers, one in each lane.
 /// The order of additions is that of the reference, so that signs of sums near zero are, too. With signs, the first ones: each
@@ -272,30 +307,32 @@ struct Hash {
         const int64_t of_head = transforms() ? 3 * functions.parts * functions.size : functions.width * projections;
         auto* vectors = reinterpret_cast<Floats*>(memory);
         Floats *bits = vectors + columns(), *codes = bits + bits_at_once();
-        const float* rows = side.vectors + (group * side.rows + row) * functions.width;
-        read(rows, count, vectors);
-        hash(vectors, functions.numbers + group % of.heads * of_head, bits, codes, rows + kLanes * functions.width);
+        const Matrix all = of_group(side.vectors, of, group, side.rows, functions.width);
+        read({all[row], all.pitch}, count, vectors);
+        hash(vectors, functions.numbers + group % of.heads * of_head, bits, codes, {all[row + kLanes], all.pitch});
         return codes;
     }
 
     /// Some rows, one in each lane, filled up with zeros.
-    void read(const float* rows, int64_t count, Floats* vectors) const {
+    void read(const Matrix& rows, int64_t count, Floats* vectors) const {
         std::memset(vectors, 0, std::size_t(columns()) * sizeof *vectors);
         for (int64_t d = 0; d < functions.width; d += kLanes) {
             Floats x[kLanes] = {};
-            for (int64_t i = 0; i < count; ++i) x[i] = Row<1>::read(rows + i * functions.width + d, functions.width - d).x[0];
+            for (int64_t i = 0; i < count; ++i) x[i] = Row<1>::read(rows[i] + d, functions.width - d).x[0];
             transpose(x);
             std::memcpy(vectors + d, x, sizeof x);
         }
     }
 
     /// The next rows come in parts: all at once, they would have to wait for one another.
-    void hash(const Floats* vectors, const float* numbers, Floats* x, Floats* codes, const float* next_rows) const {
+    void hash(const Floats* vectors, const float* numbers, Floats* x, Floats* codes, const Matrix& next_rows) const {
         const int64_t bits = of.code_bits, step = bits_at_once() / bits;
-        const int64_t share = parts_of(kLanes * functions.width, parts_of(of.hashes, step));
-        for (int64_t first = 0; first < of.hashes; first += step, next_rows += share) {
+        const int64_t share = parts_of(kLanes, parts_of(of.hashes, step));
+        for (int64_t first = 0, row = 0; first < of.hashes; first += step) {
             const int64_t count = minimum(step, of.hashes - first);
-            fetch(next_rows, share * int64_t(sizeof *next_rows));
+            for (const int64_t end = minimum(row + share, kLanes); row < end; ++row) {
+                fetch(next_rows[row], functions.width * int64_t(sizeof(float)));
+            }
             if (transforms()) {
                 transform(vectors, numbers + first / step * functions.size, x);
             } else {
@@ -430,7 +467,7 @@ struct Sum {
     const bk_lsh& of;
     const bk_lsh_side &queries, &keys;
     int64_t width;
-    const float* values;
+    bk_lsh_vectors values;
     float* sums;
 
     int64_t capacity() const { return int64_t(1) << of.code_bits; }
@@ -438,33 +475,42 @@ struct Sum {
         const int64_t fit = kTableBytes / (capacity() * vectors * int64_t(sizeof(Floats)));
         return minimum(minimum(maximum(fit, 1), kMostHashes), of.hashes);
     }
+    int64_t copy_bytes() const {
+        return is_dense(values, width) ? 0 : round_up(keys.rows * width * int64_t(sizeof(float)), 64);
+    }
     int64_t bytes() const {
         int64_t most = 0;  // not always that of the widest columns: narrower ones have tables of more hashes at once
         for (int64_t vectors = next_vectors(width); vectors > 0; vectors /= 2) {
             const int64_t bucket = vectors * int64_t(sizeof(Floats)) + int64_t(sizeof(int32_t));
             most = maximum(most, hashes_at_once(vectors) * capacity() * bucket);
         }
-        return most;
+        return copy_bytes() + most;
     }
 
     void add(int64_t group, const Codes& query_codes, const Codes& key_codes, char* memory) const {
-        auto* table = reinterpret_cast<float*>(memory);
+        Matrix from = of_group(values, of, group, keys.rows, width);
+        if (!is_dense(values, width)) {
+            const Matrix copied = {reinterpret_cast<float*>(memory), width};
+            copy(from, keys.rows, width, copied);
+            from = copied;
+        }
+        const Matrix to = {sums + group * queries.rows * width, width};
+        auto* table = reinterpret_cast<float*>(memory + copy_bytes());
         for (int64_t begin = 0; begin < width; begin += next_vectors(width - begin) * kLanes) {
             switch (next_vectors(width - begin)) {
-                case 8: add_columns<8>(group, begin, query_codes, key_codes, table); break;
-                case 4: add_columns<4>(group, begin, query_codes, key_codes, table); break;
-                case 2: add_columns<2>(group, begin, query_codes, key_codes, table); break;
-                default: add_columns<1>(group, begin, query_codes, key_codes, table);
+                case 8: add_columns<8>(from, to, begin, query_codes, key_codes, table); break;
+                case 4: add_columns<4>(from, to, begin, query_codes, key_codes, table); break;
+                case 2: add_columns<2>(from, to, begin, query_codes, key_codes, table); break;
+                default: add_columns<1>(from, to, begin, query_codes, key_codes, table);
             }
         }
     }
 
     template <int kVectors>
-    void add_columns(int64_t group, int64_t begin, const Codes& query_codes, const Codes& key_codes, float* table) const {
+    void add_columns(const Matrix& from, const Matrix& to, int64_t begin, const Codes& query_codes, const Codes& key_codes,
+                     float* table) const {
         constexpr int64_t kPitch = kVectors * kLanes;
         const int64_t hashes = of.hashes, step = hashes_at_once(kVectors), columns = width - begin, buckets = capacity();
-        const float* from = values + group * keys.rows * width + begin;
-        float* to = sums + group * queries.rows * width + begin;
         // A bucket counts once a key was added to it; before, it holds anything. Clearing takes long where keys are few.
         auto* counts = reinterpret_cast<int32_t*>(table + step * buckets * kPitch);
         for (int64_t first = 0; first < hashes; first += step) {
@@ -473,8 +519,8 @@ struct Sum {
             std::memset(counts, 0, std::size_t(count * buckets) * sizeof *counts);
             for (int64_t key = 0; key < keys.rows; ++key) {
                 if (of_keys[0][key] == buckets) continue;
-                fetch(from + (key + kAhead) * width, kPitch * int64_t(sizeof *from));
-                const auto value = Row<kVectors>::read(from + key * width, columns);
+                fetch(from[key + kAhead] + begin, kPitch * int64_t(sizeof *table));
+                const auto value = Row<kVectors>::read(from[key] + begin, columns);
                 for (int64_t m = 0; m < count; ++m) {
                     const int64_t bucket = m * buckets + of_keys[m][key];
                     Row<kVectors> sum = value;
@@ -484,9 +530,9 @@ struct Sum {
                 }
             }
             for (int64_t query = 0; query < queries.rows; ++query) {
-                float* row = to + query * width;
+                float* row = to[query] + begin;
                 Row<kVectors> total = {};
-                fetch(row + kAhead * width, kPitch * int64_t(sizeof *row));
+                fetch(to[query + kAhead] + begin, kPitch * int64_t(sizeof *table));
                 if (of_queries[0][query] != buckets) {
                     if (first > 0) total = Row<kVectors>::read(row, columns);
                     for (int64_t m = 0; m < count; ++m) {
@@ -510,25 +556,6 @@ inline int sum(const bk_lsh_sum& call) {
 
 // -- products over rows that are scattered in memory --------------------------------------------------------------------
 constexpr int kTogether = 4;  // rows that are worked on together
-
-/// Rows that an index picks.
-struct Rows {
-    float* data;
-    int64_t pitch;
-    const int32_t* index;
-
-    float* operator[](int64_t row) const { return data + index[row] * pitch; }
-    Rows from(int64_t row) const { return {data, pitch, index + row}; }
-};
-
-/// Rows one after another, of whole vectors.
-struct Matrix {
-    float* data;
-    int64_t pitch;
-
-    float* operator[](int64_t row) const { return data + row * pitch; }
-    Rows picked(const int32_t* index) const { return {data, pitch, index}; }
-};
 
 /// Rows of two arrays that are needed next. Some come at each step of other work, which would have to wait for all at once:
 /// to the second cache, as the first is full of what is worked on.
@@ -672,9 +699,9 @@ struct PairSums {
     const bk_lsh_side &queries, &keys;
     int64_t score_width, width;
     float scale;
-    const float *query_scores, *key_scores;  // [rows, score_width]
-    const float *query_rows, *key_rows;      // [rows, width]; the first is null where only the queries get something
-    float *query_sums, *key_sums;            // [rows, width]: of the rows of the other side, weighted
+    bk_lsh_vectors query_scores, key_scores;  // [rows, score_width]
+    bk_lsh_vectors query_rows, key_rows;      // [rows, width]; the first is not used where only the queries get something
+    float *query_sums, *key_sums;             // [rows, width]: of the rows of the other side, weighted
 
     int64_t capacity() const { return int64_t(1) << of.code_bits; }
     bool both() const { return key_sums != nullptr; }
@@ -683,7 +710,7 @@ struct PairSums {
         return minimum(minimum(maximum(fit, 1), kMostHashes), of.hashes);
     }
 
-    /// One side of a group. Rows are whole vectors: copies, where the caller's are not.
+    /// One side of a group. Rows are whole vectors, one behind the other: copies, where the caller's are not.
     struct Side {
         Matrix scores, rows, sums;
         int32_t* order;  // [hashes at once, rows]
@@ -699,12 +726,17 @@ struct PairSums {
         int64_t weight_count, block_count;
     };
 
-    Side place_side(Walk& walk, int64_t count, bool has_sums, bool has_rows) const {
-        const auto copies = [&](int64_t columns, bool has) {
+    static bool is_whole(int64_t columns) { return columns % kLanes == 0; }
+    static bool is_at_hand(const bk_lsh_vectors& x, int64_t columns) { return is_whole(columns) && is_dense(x, columns); }
+
+    Side place_side(Walk& walk, int64_t count, const bk_lsh_vectors& scores, const bk_lsh_vectors& rows, bool has_rows,
+                    bool has_sums) const {
+        const auto copies = [&](int64_t columns, bool needed) {
             const int64_t pitch = round_up(columns, kLanes);
-            return Matrix{has && pitch != columns ? walk.take<float>(count * pitch) : nullptr, pitch};
+            return Matrix{needed ? walk.take<float>(count * pitch) : nullptr, pitch};
         };
-        Side side = {copies(score_width, true), copies(width, has_rows), copies(width, has_sums), nullptr, {}};
+        Side side = {copies(score_width, !is_at_hand(scores, score_width)), copies(width, has_rows && !is_at_hand(rows, width)),
+                     copies(width, has_sums && !is_whole(width)), nullptr, {}};
         side.order = walk.take<int32_t>(hashes_at_once() * count);
         side.buckets = {walk.take<int32_t>(capacity() + 1), walk.take<int32_t>(capacity() + 1)};
         return side;
@@ -712,8 +744,8 @@ struct PairSums {
 
     Memory place(Walk& walk) const {
         Memory memory = {};
-        memory.queries = place_side(walk, queries.rows, true, both());
-        memory.keys = place_side(walk, keys.rows, both(), true);
+        memory.queries = place_side(walk, queries.rows, query_scores, query_rows, both(), true);
+        memory.keys = place_side(walk, keys.rows, key_scores, key_rows, true, both());
         const int64_t a = memory.queries.scores.pitch, b = memory.keys.rows.pitch;
         memory.codes = walk.take<int32_t>(capacity());
         memory.numbers = walk.take<int32_t>(a);
@@ -735,12 +767,12 @@ struct PairSums {
         Memory memory = place(walk);
         const int64_t l = queries.rows, s = keys.rows;
         for (int64_t i = 0; i < memory.queries.scores.pitch; ++i) memory.numbers[i] = int32_t(i);
-        fill(memory.queries.scores, query_scores + group * l * score_width, l, score_width);
-        fill(memory.keys.scores, key_scores + group * s * score_width, s, score_width);
-        fill(memory.keys.rows, key_rows + group * s * width, s, width);
+        fill(memory.queries.scores, query_scores, group, l, score_width);
+        fill(memory.keys.scores, key_scores, group, s, score_width);
+        fill(memory.keys.rows, key_rows, group, s, width);
         clear(memory.queries.sums, query_sums + group * l * width, l, width);
         if (both()) {
-            fill(memory.queries.rows, query_rows + group * l * width, l, width);
+            fill(memory.queries.rows, query_rows, group, l, width);
             clear(memory.keys.sums, key_sums + group * s * width, s, width);
         }
         for (int64_t first = 0; first < of.hashes; first += hashes_at_once()) {
@@ -755,15 +787,14 @@ struct PairSums {
         if (both()) finish(memory.keys.sums, s, key_sums + group * s * width);
     }
 
-    /// Rows of the caller, where they are whole vectors, else copies of them.
-    static void fill(Matrix& rows, const float* from, int64_t count, int64_t columns) {
-        if (rows.pitch == columns) {
-            rows.data = const_cast<float*>(from);  // nobody writes to these
+    void fill(Matrix& rows, const bk_lsh_vectors& from, int64_t group, int64_t count, int64_t columns) const {
+        const Matrix given = of_group(from, of, group, count, columns);
+        if (is_at_hand(from, columns)) {
+            rows = given;
             return;
         }
         std::memset(rows.data, 0, std::size_t(count * rows.pitch) * sizeof(float));
-        const std::size_t bytes = std::size_t(columns) * sizeof *from;
-        for (int64_t row = 0; row < count; ++row) std::memcpy(rows[row], from + row * columns, bytes);
+        copy(given, count, columns, rows);
     }
     static void clear(Matrix& sums, float* to, int64_t count, int64_t columns) {
         if (sums.pitch == columns) sums.data = to;
@@ -932,7 +963,7 @@ struct PairSums {
 
 inline int weighted_sum(const bk_lsh_weighted_sum& call) {
     const PairSums sums{call.of, call.queries, call.keys, call.weight_width, call.width, 1.0f, call.query_weights,
-                        call.key_weights, nullptr, call.values, call.sums, nullptr};
+                        call.key_weights, {}, call.values, call.sums, nullptr};
     return add_groups(call.of, {}, call.queries, call.keys, sums);
 }
 

@@ -27,7 +27,7 @@ static bk_lsh_side side_of(const TF_Tensor* mask, const TF_Tensor* codes) {
 
 /* A side without codes. */
 static bk_lsh_side hashed(const TF_Tensor* mask, const TF_Tensor* vectors) {
-    return (bk_lsh_side){.rows = dim(vectors, 2), .mask = mask_data(mask), .vectors = TF_TensorData(vectors)};
+    return (bk_lsh_side){.rows = dim(vectors, 2), .mask = mask_data(mask), .vectors = {TF_TensorData(vectors)}};
 }
 
 static bk_lsh_functions functions_of(const TF_Tensor* numbers, int64_t width) {
@@ -121,7 +121,7 @@ static void run_sum(TF_OpKernelContext* context, const char* operation, bk_lsh_s
 static void sum(TF_OpKernelContext* context, TF_Tensor* const* inputs, const int64_t* attributes, TF_Status* status) {
     const TF_Tensor *query_codes = inputs[1], *key_codes = inputs[3], *values = inputs[4];
     bk_lsh_sum call = {.of = common(attributes, query_codes, dim(query_codes, 3)), .queries = side_of(inputs[0], query_codes),
-                       .keys = side_of(inputs[2], key_codes), .width = dim(values, 3), .values = TF_TensorData(values)};
+                       .keys = side_of(inputs[2], key_codes), .width = dim(values, 3), .values = {TF_TensorData(values)}};
     const bool fits = fit(&call.of, inputs[0], query_codes, NULL, 0) && fit(&call.of, inputs[2], key_codes, values, call.width);
     run_sum(context, "BertkitLshSum", call, fits, query_codes, status);
 }
@@ -134,7 +134,7 @@ static void sampling(TF_OpKernelContext* context, TF_Tensor* const* inputs, cons
     const TF_Tensor *queries = inputs[0], *keys = inputs[1], *values = inputs[2], *query_mask = inputs[3], *key_mask = inputs[4];
     bk_lsh_sum call = {.of = common(attributes, queries, attributes[HASHES]),
                        .functions = functions_of(inputs[5], dim(queries, 3)), .queries = hashed(query_mask, queries),
-                       .keys = hashed(key_mask, keys), .width = dim(values, 3), .values = TF_TensorData(values)};
+                       .keys = hashed(key_mask, keys), .width = dim(values, 3), .values = {TF_TensorData(values)}};
     run_sum(context, "BertkitLshSampling", call, are_attended(&call.of, inputs), queries, status);
 }
 
@@ -149,8 +149,8 @@ static void weighted_sum(TF_OpKernelContext* context, TF_Tensor* const* inputs, 
     bk_lsh_weighted_sum call = {.of = common(attributes, query_codes, dim(query_codes, 3)),
                                 .queries = side_of(inputs[0], query_codes), .keys = side_of(inputs[3], key_codes),
                                 .weight_width = dim(query_weights, 3), .width = dim(values, 3),
-                                .query_weights = TF_TensorData(query_weights), .key_weights = TF_TensorData(key_weights),
-                                .values = TF_TensorData(values)};
+                                .query_weights = {TF_TensorData(query_weights)}, .key_weights = {TF_TensorData(key_weights)},
+                                .values = {TF_TensorData(values)}};
     if (!fit(&call.of, inputs[0], query_codes, query_weights, call.weight_width) ||
         !fit(&call.of, inputs[3], key_codes, key_weights, call.weight_width) ||
         !fit(&call.of, inputs[3], key_codes, values, call.width)) {
@@ -176,8 +176,8 @@ static void gradients(TF_OpKernelContext* context, TF_Tensor* const* inputs, con
     bk_lsh_gradients call = {.of = common(attributes, queries, attributes[HASHES]),
                              .functions = functions_of(inputs[5], dim(queries, 3)), .queries = hashed(query_mask, queries),
                              .keys = hashed(key_mask, keys), .width = dim(values, 3),
-                             .scale = (float)attributes[CODE_BITS] / 2, .values = TF_TensorData(values),
-                             .grads = TF_TensorData(grads)};
+                             .scale = (float)attributes[CODE_BITS] / 2, .values = {TF_TensorData(values)},
+                             .grads = {TF_TensorData(grads)}};
     if (!are_attended(&call.of, inputs) || !are_vectors(&call.of, query_mask, grads, call.queries.rows, call.width)) {
         refuse_shapes(status, "BertkitLshGradients");
         return;
