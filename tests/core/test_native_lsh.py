@@ -189,6 +189,21 @@ def test_what_masked_rows_hold_is_never_read():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 16, 37])
+def test_padding_changes_nothing(kept, threads):
+    case = make(1, 2, 100, 120, 64, 64, 5, 9)
+    masks = [np.arange(rows)[None] < kept for rows in (100, 120)]
+    vectors = case.query, case.key, case.value
+    found = [native_lsh.sampling(*vectors, *masks, *case.functions, threads),
+             *native_lsh.sampling_gradients(*vectors, *masks, case.grad, *case.functions, threads)]
+    *vectors, grad = (x[:, :, :kept] for x in (*vectors, case.grad))
+    wanted = [native_lsh.sampling(*vectors, None, None, *case.functions, threads),
+              *native_lsh.sampling_gradients(*vectors, None, None, grad, *case.functions, threads)]
+    for padded, short in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(padded[:, :, :kept], short)
+        assert not padded[:, :, kept:].any()
+
+
 LAYOUTS = {
     "heads side by side": lambda x: np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2),
     "heads before sequences": lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1),

@@ -9,6 +9,12 @@ namespace lsh {
 namespace {
 
 inline bool keeps(const uint8_t* mask, int64_t row) { return mask == nullptr || mask[row] != 0; }
+inline bool keeps_some(const uint8_t* mask, int64_t row, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        if (keeps(mask, row + i)) return true;
+    }
+    return false;
+}
 
 /// Butterflies of three (or two, or one) strides at a time, from `stride` on, over vectors of `size` numbers, one in each lane.
 /// The order of additions is that of the reference, so that signs of sums near zero are, too. With signs, the first ones: each
@@ -85,17 +91,17 @@ struct Hash {
     /// The codes of a group; none where a given one has no bucket: it would lead out of the table.
     Codes group_codes(int64_t group, char* memory, char* codes_memory) const {
         auto* codes = reinterpret_cast<int32_t*>(codes_memory);
+        const uint8_t* mask = mask_of_group(group);
         uint32_t all = 0;  // given codes are below a power of two where their bits together are
         for (int64_t row = 0; row < side.rows; row += kLanes) {
             const int64_t count = minimum(kLanes, side.rows - row);
-            if (side.codes == nullptr) {
+            if (side.codes != nullptr) {
+                all |= copy_codes(side.codes + (group * side.rows + row) * of.hashes, count, codes + row);
+            } else if (keeps_some(mask, row, count)) {
                 const Floats* found = hash_rows(group, row, count, memory);
                 for (int64_t m = 0; m < of.hashes; ++m) std::memcpy(codes + m * pitch() + row, found + m, sizeof *found);
-            } else {
-                all |= copy_codes(side.codes + (group * side.rows + row) * of.hashes, count, codes + row);
             }
         }
-        const uint8_t* mask = mask_of_group(group);
         for (int64_t row = 0; row < side.rows; ++row) {
             if (keeps(mask, row)) continue;
             for (int64_t m = 0; m < of.hashes; ++m) codes[m * pitch() + row] = capacity();

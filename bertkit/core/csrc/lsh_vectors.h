@@ -122,7 +122,7 @@ struct Rows {
     Rows from(int64_t row) const { return {data, pitch, index + row}; }
 };
 
-/// Rows one after another, of whole vectors.
+/// Rows one after another, at equal distances.
 struct Matrix {
     float* data;
     int64_t pitch;
