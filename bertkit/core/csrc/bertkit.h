@@ -111,12 +111,13 @@ BK_API void bk_ibert_times(int64_t* nanoseconds);
 /* ---- YOSO: rows that collide -------------------------------------------------------------------------------------
  *
  * Two rows collide under a hash function that gives both the same code. Rows belong to groups, one for each head of each
- * sequence: group = sequence * heads + head. Arrays are dense: vectors [groups, rows, width], 32-bit floats; codes
- * [groups, rows, hashes], from 0 to 2^code_bits - 1; masks [sequences, rows], where 0 drops a row, or NULL, which drops none.
+ * sequence: group = sequence * heads + head. Vectors are [groups, rows, width], 32-bit floats; codes [groups, rows, hashes],
+ * from 0 to 2^code_bits - 1; masks [sequences, rows], where 0 drops a row, or NULL, which drops none. Arrays are dense, but for
+ * vectors that are read.
  */
 
-/* Vectors that are read. Their rows may lie apart: numbers from a sequence to the next, from a head to the next and from a row
- * to the next. All 0: they are dense. */
+/* Vectors that are read. The numbers of one are dense, but a model has the heads of a row side by side: so many numbers lie
+ * from a sequence, a head and a row to the next. All 0: the array is dense. */
 typedef struct bk_lsh_vectors {
     const float* data;
     int64_t sequence, head, row;

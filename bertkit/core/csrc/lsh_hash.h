@@ -56,6 +56,9 @@ inline void hadamard_transform(const Floats* from, const float* signs, Floats* t
     if (size / stride == 2) butterflies<2>(to, nullptr, to, size, stride);
 }
 
+/// The buckets of a table.
+inline int64_t capacity_of(const bk_lsh& of) { return int64_t(1) << of.code_bits; }
+
 /// The codes of a group, [hashes, pitch]. That of a dropped row is one more than the largest.
 struct Codes {
     const int32_t* data;
@@ -77,7 +80,6 @@ struct Hash {
     int64_t columns() const { return transforms() ? functions.size : round_up(functions.width, kLanes); }
     int64_t bits_at_once() const { return transforms() ? functions.size : kProjections; }
 
-    int32_t capacity() const { return int32_t(1) << of.code_bits; }
     /// An odd number of cache lines: neighbours of different hashes do not get into each other's way.
     int64_t pitch() const { return round_up(side.rows, 32) + 16; }
 
@@ -104,9 +106,9 @@ struct Hash {
         }
         for (int64_t row = 0; row < side.rows; ++row) {
             if (keeps(mask, row)) continue;
-            for (int64_t m = 0; m < of.hashes; ++m) codes[m * pitch() + row] = capacity();
+            for (int64_t m = 0; m < of.hashes; ++m) codes[m * pitch() + row] = int32_t(capacity_of(of));
         }
-        return {all < uint32_t(capacity()) ? codes : nullptr, pitch()};
+        return {all < uint32_t(capacity_of(of)) ? codes : nullptr, pitch()};
     }
 
     /// Gives the bits of all of them together.

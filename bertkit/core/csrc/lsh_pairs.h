@@ -160,7 +160,6 @@ struct PairSums {
     bk_lsh_vectors query_rows, key_rows;      // [rows, width]; the first is not used where only the queries get something
     float *query_sums, *key_sums;             // [rows, width]: of the rows of the other side, weighted
 
-    int64_t capacity() const { return int64_t(1) << of.code_bits; }
     bool both() const { return key_sums != nullptr; }
     int64_t hashes_at_once() const {
         const int64_t fit = kMostRows / (maximum(queries.rows, keys.rows) + 1);
@@ -195,7 +194,7 @@ struct PairSums {
         Side side = {copies(score_width, !is_at_hand(scores, score_width)), copies(width, has_rows && !is_at_hand(rows, width)),
                      copies(width, has_sums && !is_whole(width)), nullptr, {}};
         side.order = walk.take<int32_t>(hashes_at_once() * count);
-        side.buckets = {walk.take<int32_t>(capacity() + 1), walk.take<int32_t>(capacity() + 1)};
+        side.buckets = {walk.take<int32_t>(capacity_of(of) + 1), walk.take<int32_t>(capacity_of(of) + 1)};
         return side;
     }
 
@@ -204,7 +203,7 @@ struct PairSums {
         memory.queries = place_side(walk, queries.rows, query_scores, query_rows, both(), true);
         memory.keys = place_side(walk, keys.rows, key_scores, key_rows, true, both());
         const int64_t a = memory.queries.scores.pitch, b = memory.keys.rows.pitch;
-        memory.codes = walk.take<int32_t>(capacity());
+        memory.codes = walk.take<int32_t>(capacity_of(of));
         memory.numbers = walk.take<int32_t>(a);
         memory.weights = walk.take<float>(kMostWeights);
         memory.packed = walk.take<float>(kLongest * a);
@@ -244,6 +243,7 @@ struct PairSums {
         if (both()) finish(memory.keys.sums, s, key_sums + group * s * width);
     }
 
+    /// Rows of the caller, where they are at hand, else copies of them.
     void fill(Matrix& rows, const bk_lsh_vectors& from, int64_t group, int64_t count, int64_t columns) const {
         const Matrix given = of_group(from, of, group, count, columns);
         if (is_at_hand(from, columns)) {
@@ -267,16 +267,16 @@ struct PairSums {
     void add_hash(Memory& memory, const int32_t* query_codes, const int32_t* key_codes, int32_t* query_order,
                   int32_t* key_order) const {
         Side &query = memory.queries, &key = memory.keys;
-        query.buckets.sort(query_codes, queries.rows, capacity(), query_order);
-        key.buckets.sort(key_codes, keys.rows, capacity(), key_order);
+        query.buckets.sort(query_codes, queries.rows, capacity_of(of), query_order);
+        key.buckets.sort(key_codes, keys.rows, capacity_of(of), key_order);
         int32_t places[kSizes * kSizes + 1] = {};
         const auto size_of = [&](int64_t code) {
             return minimum(query.buckets.sizes[code], kSizes - 1) * kSizes + minimum(key.buckets.sizes[code], kSizes - 1);
         };
-        for (int64_t code = 0; code < capacity(); ++code) ++places[size_of(code) + 1];
+        for (int64_t code = 0; code < capacity_of(of); ++code) ++places[size_of(code) + 1];
         for (int64_t size = 0; size < kSizes * kSizes; ++size) places[size + 1] += places[size];
-        for (int64_t code = 0; code < capacity(); ++code) memory.codes[places[size_of(code)]++] = int32_t(code);
-        for (int64_t i = 0; i < capacity(); ++i) {
+        for (int64_t code = 0; code < capacity_of(of); ++code) memory.codes[places[size_of(code)]++] = int32_t(code);
+        for (int64_t i = 0; i < capacity_of(of); ++i) {
             const int32_t code = memory.codes[i], l = query.buckets.sizes[code], s = key.buckets.sizes[code];
             if (l == 0 || s == 0) continue;
             add_bucket(memory, query_order + query.buckets.begin(code), l, key_order + key.buckets.begin(code), s);

@@ -27,9 +27,8 @@ struct Sum {
     bk_lsh_vectors values;
     float* sums;
 
-    int64_t capacity() const { return int64_t(1) << of.code_bits; }
     int64_t hashes_at_once(int64_t vectors) const {
-        const int64_t fit = kTableBytes / (capacity() * vectors * int64_t(sizeof(Floats)));
+        const int64_t fit = kTableBytes / (capacity_of(of) * vectors * int64_t(sizeof(Floats)));
         return minimum(minimum(maximum(fit, 1), kMostHashes), of.hashes);
     }
     int64_t copy_bytes() const {
@@ -39,7 +38,7 @@ struct Sum {
         int64_t most = 0;  // not always that of the widest columns: narrower ones have tables of more hashes at once
         for (int64_t vectors = next_vectors(width); vectors > 0; vectors /= 2) {
             const int64_t bucket = vectors * int64_t(sizeof(Floats)) + int64_t(sizeof(int32_t));
-            most = maximum(most, hashes_at_once(vectors) * capacity() * bucket);
+            most = maximum(most, hashes_at_once(vectors) * capacity_of(of) * bucket);
         }
         return copy_bytes() + most;
     }
@@ -67,7 +66,7 @@ struct Sum {
     void add_columns(const Matrix& from, const Matrix& to, int64_t begin, const Codes& query_codes, const Codes& key_codes,
                      float* table) const {
         constexpr int64_t kPitch = kVectors * kLanes;
-        const int64_t hashes = of.hashes, step = hashes_at_once(kVectors), columns = width - begin, buckets = capacity();
+        const int64_t hashes = of.hashes, step = hashes_at_once(kVectors), columns = width - begin, buckets = capacity_of(of);
         // A bucket counts once a key was added to it; before, it holds anything. Clearing takes long where keys are few.
         auto* counts = reinterpret_cast<int32_t*>(table + step * buckets * kPitch);
         for (int64_t first = 0; first < hashes; first += step) {
